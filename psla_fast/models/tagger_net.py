@@ -1,0 +1,28 @@
+"""The tagging network: a convolutional backbone, pooled over frequency, then attention pooling over time."""
+
+import torch
+from torch import Tensor, nn
+
+from psla_fast.models.attention import AttentionPooling
+
+
+class TaggerNet(nn.Module):
+    """EfficientNet features with attention pooling; state-dict names are PSLA's: effnet.*, attention.*."""
+
+    def __init__(self, effnet: nn.Module, num_features: int, num_classes: int, num_heads: int) -> None:
+        """Take a backbone whose `extract_features` maps (B, 1, F, T) to (B, D, F', T')."""
+        super().__init__()
+        self.effnet = effnet
+        self.attention = AttentionPooling(num_features, num_classes, num_heads)
+
+    def features(self, fbank: Tensor) -> Tensor:
+        """Backbone features (B, D, T') of normalised log-mels (B, T, F), averaged over frequency, in float32."""
+        picture = fbank.transpose(1, 2).unsqueeze(1)  # (B, 1, F, T)
+        maps: Tensor = self.effnet.extract_features(picture)  # type: ignore[operator]
+        with torch.autocast(maps.device.type, enabled=False):
+            return maps.float().mean(dim=2)
+
+    def forward(self, fbank: Tensor) -> Tensor:
+        """Score normalised log-mels (B, T, F): (B, C) in [0, 1], slightly above 1 possible with several heads."""
+        scores: Tensor = self.attention(self.features(fbank))
+        return scores

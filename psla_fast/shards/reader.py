@@ -1,0 +1,180 @@
+"""Read shards: a split's folder -> its index in memory, and each clip's fbank by random access."""
+
+import json
+import os
+import resource
+import threading
+import zlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from psla_fast.classes import Classes, read_classes
+from psla_fast.fbank import FbankConfig
+from psla_fast.shards.spec import FORMAT_VERSION, Storage, shard_name
+
+
+class ShardError(ValueError):
+    """A shard set that is damaged or incomplete; says the shard, the key and the offset where they are known."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """index.h5 in memory, one entry a clip; labels in CSR form (indptr, indices)."""
+
+    key: npt.NDArray[np.bytes_]
+    shard: npt.NDArray[np.uint32]
+    offset: npt.NDArray[np.int64]
+    num_frames: npt.NDArray[np.int32]
+    crc32: npt.NDArray[np.uint32]
+    indptr: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int32]
+    shard_bytes: npt.NDArray[np.int64]
+
+
+class Shards:
+    """An open split: `len`, `keys`, `labels(i)`, `fbank(i)` by global clip id; safe to read from several threads."""
+
+    def __init__(self, folder: Path, index: Index, attributes: dict[str, object], classes: Classes) -> None:
+        """Take what `open_shards` read."""
+        self.folder = folder
+        self.index = index
+        self.classes = classes
+        self.fbank_config = FbankConfig(**json.loads(str(attributes["fbank"])))
+        self.storage = Storage(str(attributes["dtype"]), float(attributes["scale"]), float(attributes["offset"]))  # type: ignore[arg-type]
+        self.mean, self.std = float(attributes["mean"]), float(attributes["std"])  # type: ignore[arg-type]
+        self.fingerprint = str(attributes["fingerprint"])
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Give the number of clips N."""
+        return len(self.index.offset)
+
+    def __enter__(self) -> Self:
+        """Return the open split."""
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        """Close the tars."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the tars; reading again opens them again."""
+        with self._lock:
+            for descriptor in self._files.values():
+                os.close(descriptor)
+            self._files.clear()
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """All keys in the order of the clip ids."""
+        return [key.decode() for key in self.index.key.tolist()]
+
+    def labels(self, clip_id: int) -> npt.NDArray[np.int32]:
+        """Give the class indices of a clip, ascending."""
+        clip_id = range(len(self))[clip_id]
+        return self.index.indices[self.index.indptr[clip_id] : self.index.indptr[clip_id + 1]]
+
+    def targets(self, clip_ids: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+        """Give the multi-hot targets (B, C) of clips."""
+        starts, ends = self.index.indptr[clip_ids], self.index.indptr[clip_ids + 1]
+        counts = ends - starts
+        rows = np.repeat(np.arange(len(clip_ids)), counts)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        targets = np.zeros((len(clip_ids), len(self.classes)), dtype=np.float32)
+        targets[rows, self.index.indices[np.repeat(starts, counts) + within]] = 1
+        return targets
+
+    def fbank(self, clip_id: int) -> npt.NDArray[np.float32]:
+        """Read a clip's log-mels (num_frames, num_mels), checked against its crc32; raises ShardError."""
+        clip_id = range(len(self))[clip_id]
+        shape = (int(self.index.num_frames[clip_id]), self.fbank_config.num_mels)
+        stored = np.empty(shape, dtype=self.storage.numpy)
+        self.read_into(clip_id, memoryview(stored).cast("B"), check_crc=True)
+        return self.storage.decode(stored)
+
+    def read_into(self, clip_id: int, target: memoryview, check_crc: bool) -> None:
+        """Read a clip's first stored bytes, as many as `target` holds, straight into it.
+
+        The checksum can be checked only where `target` takes the whole clip. Raises ShardError naming shard, key and
+        offset for a short read or a wrong checksum.
+        """
+        shard, offset = int(self.index.shard[clip_id]), int(self.index.offset[clip_id])
+        try:
+            num_read = os.preadv(self.descriptor(shard), [target], offset)
+            while 0 < num_read < len(target):  # a signal or a network file system may cut a read
+                more = os.preadv(self.descriptor(shard), [target[num_read:]], offset + num_read)
+                if more == 0:
+                    break
+                num_read += more
+        except OSError as error:
+            raise ShardError(f"{self._where(clip_id)}: {error.strerror}. Check the disk.") from error
+        if num_read != len(target):
+            got = f"{num_read} of {len(target)} bytes"
+            raise ShardError(f"{self._where(clip_id)}: read {got}. The shard was cut: pack it again.")
+        if check_crc and zlib.crc32(target) != self.index.crc32[clip_id]:
+            raise ShardError(f"{self._where(clip_id)}: crc32 differs. The shard was changed: pack it again.")
+
+    def descriptor(self, shard: int) -> int:
+        """Return the open file of a shard; its size is checked against the index when it is opened."""
+        descriptor = self._files.get(shard)
+        if descriptor is not None:
+            return descriptor
+        with self._lock:
+            if shard in self._files:
+                return self._files[shard]
+            path = self.shard_path(shard)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise ShardError(f"{path}: {error.strerror}. Pack again: only this shard is redone.") from error
+            size, wanted = os.fstat(descriptor).st_size, int(self.index.shard_bytes[shard])
+            if size != wanted:
+                os.close(descriptor)
+                raise ShardError(f"{path} has {size} bytes, its index says {wanted}. Pack it again.")
+            self._files[shard] = descriptor
+            return descriptor
+
+    def shard_path(self, shard: int) -> Path:
+        """Give the tar of a shard."""
+        return self.folder / f"{shard_name(shard)}.tar"
+
+    def _where(self, clip_id: int) -> str:
+        shard, offset = int(self.index.shard[clip_id]), int(self.index.offset[clip_id])
+        return f"{self.shard_path(shard)}, key {self.index.key[clip_id].decode()}, offset {offset}"
+
+
+def open_shards(path: str | Path) -> Shards:
+    """Open a split's folder (for instance SHARDS/train). Raises ShardError that says what is missing or damaged."""
+    folder = Path(path)
+    index_path = folder / "index.h5"
+    if not index_path.is_file():
+        inside = [sub.name for sub in sorted(folder.glob("*")) if (sub / "index.h5").is_file()]
+        hint = f"Pass one of its splits: {', '.join(inside)}." if inside else "Pass a packed split, or pack first."
+        raise ShardError(f"index.h5 not found in {folder}. {hint}")
+    try:
+        with h5py.File(index_path, "r") as file:
+            attributes = dict(file.attrs.items())
+            index = Index(**{name: file[name][:] for name in Index.__dataclass_fields__})
+    except (OSError, KeyError, RuntimeError) as error:
+        raise ShardError(f"{index_path} can't be read ({error}). Pack again: only the index is redone.") from error
+    if attributes.get("format_version") != FORMAT_VERSION:
+        found = attributes.get("format_version")
+        raise ShardError(f"{index_path} has format version {found}, this code reads {FORMAT_VERSION}. Pack again.")
+    classes = read_classes(folder.parent / "classes.csv")
+    if len(classes) != attributes["num_classes"]:
+        raise ShardError(
+            f"{folder.parent / 'classes.csv'} has {len(classes)} classes, {index_path} {attributes['num_classes']}."
+        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * len(index.shard_bytes) + 256
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
+    return Shards(folder, index, attributes, classes)

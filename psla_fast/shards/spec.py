@@ -1,0 +1,80 @@
+"""What a shard is made of: names, sizes, number formats; shared by writer and reader.
+
+A split's folder holds NNNNN.tar (USTAR, mtime 0; a clip is `<key>.fbank` and `<key>.labels`), NNNNN.idx (DALI's index),
+NNNNN.json (statistics, written last), index.h5 (all clips), rejected.jsonl; classes.csv lies one folder above.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+FORMAT_VERSION = 1
+TAR_BLOCK = 512
+DtypeName = Literal["float16", "uint8"]
+LOWEST_LOG_MEL = float(np.log(np.float32(1.1920929e-07)))  # -15.94, Kaldi's floor
+HIGHEST_LOG_MEL = 12.0  # a full-scale square wave reaches 11.6
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How log-mels are stored: value = stored × scale + offset."""
+
+    dtype: DtypeName = "float16"
+    scale: float = 1.0
+    offset: float = 0.0
+
+    @classmethod
+    def of(cls, dtype: DtypeName) -> "Storage":
+        """Give the storage of a dtype: float16 as it is; uint8 spreads 256 steps of 0.11 over [-15.94, 12]."""
+        if dtype == "float16":
+            return cls("float16")
+        return cls("uint8", (HIGHEST_LOG_MEL - LOWEST_LOG_MEL) / 255, LOWEST_LOG_MEL)
+
+    @property
+    def numpy(self) -> np.dtype[np.generic]:
+        """The stored dtype, little-endian."""
+        return np.dtype("<f2" if self.dtype == "float16" else "u1")
+
+    def encode(self, fbank: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
+        """Turn log-mels into stored values (rounded to the nearest; uint8 saturates)."""
+        if self.dtype == "float16":
+            return fbank.astype(self.numpy)
+        return np.clip(np.rint((fbank - self.offset) / self.scale), 0, 255).astype(self.numpy)
+
+    def decode(self, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """Turn stored values back into float32 log-mels."""
+        if self.dtype == "float16":
+            return stored.astype(np.float32)
+        return stored.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
+
+
+def make_key(name: str) -> str:
+    """Turn a clip's original name into a key that tar, WebDataset and DALI take: [A-Za-z0-9_-], 80 bytes at most.
+
+    A name that has to be changed gets a hash of the original, so that two names never share a key.
+    """
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    if key == name and 0 < len(key) <= 80:
+        return key
+    return f"{key[:67]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+
+
+def shard_name(number: int) -> str:
+    """Give the stem of shard number 0, 1, …: five digits, more where they are needed."""
+    return f"{number:05d}"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or not there: to `*.tmp`, fsynced, renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
