@@ -61,12 +61,18 @@ def make_thin(shared: Path, venv: Path) -> None:
     packages = Path("lib") / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (venv / packages / "shared.pth").write_text(f"import site; site.addsitedir({str(shared / packages)!r})\n")
     python = venv / "bin/python"
-    for script in sorted((shared / "bin").iterdir()):
-        head = script.open("rb").readline() if script.is_file() else b""
-        if head.startswith(b"#!") and b"python" in head and not (venv / "bin" / script.name).exists():
-            body = script.read_bytes()[len(head) :]
-            (venv / "bin" / script.name).write_bytes(f"#!{python}\n".encode() + body)
-            (venv / "bin" / script.name).chmod(0o755)
+    for command in sorted((shared / "bin").iterdir()):
+        own = venv / "bin" / command.name
+        if own.exists() or not command.is_file() or not os.access(command, os.X_OK):
+            continue
+        with open(command, "rb") as file:
+            head = file.readline()
+            body = file.read()
+        if head.startswith(b"#!") and b"python" in head:
+            own.write_bytes(f"#!{python}\n".encode() + body)
+            own.chmod(0o755)
+        else:
+            own.symlink_to(command)
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--root-user-action=ignore"]
     run(*pip, "--no-deps", "--no-build-isolation", "--editable", ROOT)
 

@@ -1,0 +1,83 @@
+"""Checkpoints: a model with all that is needed to use it, in one file of tensors and plain values."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from psla_fast.augment import InputSpec
+from psla_fast.classes import Classes
+from psla_fast.fbank import FbankConfig
+from psla_fast.models import ModelConfig, build_model
+from psla_fast.models.weights import read_torch_file
+
+CHECKPOINT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint says of its model: how to build it, what it hears, and what its outputs mean."""
+
+    model: ModelConfig
+    classes: Classes
+    input: InputSpec
+    fbank: FbankConfig
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file's card and weights, and the epoch after which they were saved (0: not from training)."""
+
+    card: Card
+    state: dict[str, Tensor]
+    epoch: int
+    extra: dict[str, Any]
+
+    def build(self) -> nn.Module:
+        """Build the model with these weights, in eval mode."""
+        fields = {**asdict(self.card.model), "pretrained": "none"}
+        model = build_model(ModelConfig(**fields), len(self.card.classes))
+        model.load_state_dict(self.state)
+        return model.eval()
+
+
+def save_checkpoint(
+    path: Path, card: Card, state: Mapping[str, Tensor], epoch: int, extra: dict[str, Any] | None = None
+) -> None:
+    """Write a checkpoint atomically; `extra` takes tensors and plain values, for resuming."""
+    content = {
+        "version": CHECKPOINT_VERSION,
+        "model": {name: value.detach().cpu() for name, value in state.items()},
+        "model_config": asdict(card.model),
+        "classes": {"mids": list(card.classes.mids), "names": list(card.classes.names)},
+        "input": asdict(card.input),
+        "fbank": asdict(card.fbank),
+        "epoch": epoch,
+        "extra": extra or {},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; raises ValueError for a file that is something else or of another version."""
+    content = read_torch_file(path)
+    if content.get("version") != CHECKPOINT_VERSION or "model_config" not in content:
+        found = content.get("version", "no version")
+        raise ValueError(f"{path} is not a psla_fast checkpoint ({found}). Pass a file of RUN/checkpoints.")
+    card = Card(
+        ModelConfig(**content["model_config"]),
+        Classes(tuple(content["classes"]["mids"]), tuple(content["classes"]["names"])),
+        InputSpec(**content["input"]),
+        FbankConfig(**content["fbank"]),
+    )
+    return Checkpoint(card, content["model"], content["epoch"], content["extra"])

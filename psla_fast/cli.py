@@ -1,0 +1,169 @@
+"""The command line: `psla-fast COMMAND …`; the scripts in tools/ call the same functions."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from psla_fast.distributed import DeviceName
+from psla_fast.errors import exit_on_user_error
+from psla_fast.evaluate import Precision
+from psla_fast.pack import PackConfig
+from psla_fast.recipe import parse_flags
+
+
+@dataclass(frozen=True)
+class PackCommand:
+    """Pack labelled audio into tar shards of fbanks and labels. A killed pack goes on where it stopped."""
+
+    source: tyro.conf.Positional[Literal["fsd50k"]]
+    """Kind of data set. fsd50k: the official folder, its splits train, val and eval."""
+    root: tyro.conf.Positional[Path]
+    """Folder of the data set; for fsd50k the one that holds FSD50K.dev_audio."""
+    out: tyro.conf.Positional[Path]
+    """Folder for the shards: classes.csv and a folder a split."""
+    config: Annotated[PackConfig, tyro.conf.arg(name="")]
+
+
+def pack(arguments: list[str]) -> None:
+    """Pack a data set and print what every split holds."""
+    command = parse_flags(PackCommand, arguments, "psla-fast pack")
+    from psla_fast.pack import pack_splits
+    from psla_fast.sources import read_fsd50k
+
+    classes, splits = read_fsd50k(command.root)
+    summaries = pack_splits(classes, splits, command.out, command.config)
+    for summary in summaries:
+        for line in summary.lines(command.config.fbank.frame_shift_ms):
+            print(line)
+    print(f"{len(classes)} classes; shards are in {command.out}")
+
+
+@dataclass(frozen=True)
+class EvaluateCommand:
+    """Score a packed split with a checkpoint: prints mAP, AUC and d-prime, writes the scores."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A file of RUN/checkpoints."""
+    data: tyro.conf.Positional[Path]
+    """A packed split, for instance SHARDS/eval."""
+    out: Path = Path("scores.h5")
+    """Score file to write: HDF5 with key, scores and targets."""
+    batch_size: int = 32
+    """Clips scored at once."""
+    precision: Precision = "auto"
+    """Autocast, as in training."""
+    device: DeviceName = "auto"
+    """auto takes the GPU where there is one."""
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Evaluate a checkpoint on a split."""
+    command = parse_flags(EvaluateCommand, arguments, "psla-fast evaluate")
+    from psla_fast.evaluate import evaluate_checkpoint, save_evaluation
+
+    result = evaluate_checkpoint(
+        command.checkpoint, command.data, command.batch_size, command.precision, command.device
+    )
+    save_evaluation(command.out, result)
+    metrics = result.metrics
+    print(metrics)
+    print(
+        f"{len(result.keys)} clips; mean over {metrics.num_classes} classes, {metrics.num_skipped} without positives "
+        f"left out; scores are in {command.out}"
+    )
+
+
+@dataclass(frozen=True)
+class AverageCommand:
+    """Average the weights of checkpoints of one model into one checkpoint."""
+
+    checkpoints: tyro.conf.Positional[tuple[Path, ...]]
+    """Checkpoints, for instance RUN/checkpoints/epoch_0*.pt."""
+    out: Path
+    """Checkpoint to write."""
+
+
+def average(arguments: list[str]) -> None:
+    """Average checkpoints' weights."""
+    command = parse_flags(AverageCommand, arguments, "psla-fast average")
+    from psla_fast.checkpoint import save_checkpoint
+    from psla_fast.train.averaging import average_checkpoints
+
+    card, state, epoch = average_checkpoints(command.checkpoints)
+    save_checkpoint(command.out, card, state, epoch)
+    print(f"averaged {len(command.checkpoints)} checkpoints into {command.out}")
+
+
+@dataclass(frozen=True)
+class EnsembleCommand:
+    """Score checkpoints or score files on one split, and the mean of their scores."""
+
+    members: tyro.conf.Positional[tuple[Path, ...]]
+    """Checkpoints or score files (HDF5), in any mix."""
+    data: Path
+    """A packed split, for instance SHARDS/eval."""
+    batch_size: int = 32
+    """Clips scored at once."""
+    precision: Precision = "auto"
+    """Autocast, as in training."""
+    device: DeviceName = "auto"
+    """auto takes the GPU where there is one."""
+
+
+def ensemble(arguments: list[str]) -> None:
+    """Print PSLA's ensemble summary."""
+    command = parse_flags(EnsembleCommand, arguments, "psla-fast ensemble")
+    from psla_fast.ensemble import ensemble_members
+
+    lines = []
+    results = ensemble_members(command.members, command.data, command.batch_size, command.precision, command.device)
+    for number, (path, metrics) in enumerate(results):
+        name = f"Model {number} {path}" if path else f"Ensemble {number} Models"
+        lines.append(f"{name} {metrics}")
+    print("---------------Ensemble Result Summary---------------")
+    print("\n".join(lines))
+
+
+def train(arguments: list[str]) -> None:
+    """Train on one rank; several need torchrun."""
+    from psla_fast.train.__main__ import main as train_main
+
+    train_main(arguments)
+
+
+def demo(arguments: list[str]) -> None:
+    """Run the whole way on built-in data."""
+    from psla_fast.demo import DemoCommand, run_demo
+
+    run_demo(parse_flags(DemoCommand, arguments, "psla-fast demo"))
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
+    "demo": (demo, "build a small synthetic FSD50K, pack it, train, evaluate: the whole way in minutes, on a CPU"),
+    "pack": (pack, "labelled audio -> tar shards of fbanks and labels"),
+    "train": (train, "shards -> a run folder with checkpoints, scores and PSLA's result files"),
+    "evaluate": (evaluate, "checkpoint + shards -> mAP, AUC, d-prime and a score file"),
+    "average": (average, "checkpoints -> one with the mean of their weights"),
+    "ensemble": (ensemble, "checkpoints or score files -> PSLA's ensemble summary"),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `psla-fast COMMAND …`; exits with 2 and one line for bad input."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: psla-fast COMMAND …   (each takes --help)\n")
+        print("\n".join(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items()))
+        sys.exit(0 if words else 2)
+    with exit_on_user_error(f"psla-fast {words[0]}"):
+        if words[0] not in COMMANDS:
+            raise ValueError(f"{words[0]!r} is no command. Commands are {', '.join(COMMANDS)}.")
+        COMMANDS[words[0]][0](words[1:])
+
+
+if __name__ == "__main__":
+    main()

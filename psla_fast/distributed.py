@@ -1,0 +1,72 @@
+"""Distributed: rank, world size and device from torchrun's environment; exact gathers."""
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers; one rank without torchrun."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Tell whether this rank writes and prints."""
+        return self.rank == 0
+
+
+def start_world(device: DeviceName) -> World:
+    """Join torchrun's process group (NCCL on GPUs, gloo on CPUs), or be the only rank."""
+    cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this torch sees no CUDA device. Use --device cpu.")
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(place)
+    if "WORLD_SIZE" not in os.environ:
+        return World(0, 1, place)
+    dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
+    return World(dist.get_rank(), dist.get_world_size(), place)
+
+
+def end_world() -> None:
+    """Leave the process group, where there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def gather_rows(local: Tensor, num_rows: int, world: World) -> Tensor:
+    """Gather rows that were dealt out as r, r + size, …: (≤ ⌈N/size⌉, C) of each rank -> (N, C) in order, everywhere."""
+    if world.size == 1:
+        return local
+    share = -(-num_rows // world.size)
+    padded = torch.zeros(share, *local.shape[1:], dtype=local.dtype, device=world.device)
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in range(world.size)]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten(0, 1)[:num_rows]
+
+
+def sum_over_ranks(value: Tensor, world: World) -> Tensor:
+    """Sum a tensor over the ranks."""
+    if world.size > 1:
+        dist.all_reduce(value)
+    return value
+
+
+def broadcast_model(model: nn.Module, world: World) -> None:
+    """Give every rank the first rank's parameters and buffers."""
+    if world.size > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)

@@ -1,0 +1,28 @@
+"""Errors at the command line: one line that says what, got and what to do, and exit status 2; never a traceback."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def exit_on_user_error(prog: str) -> Iterator[None]:
+    """Turn ValueError and OSError into one line on stderr and exit status 2, Ctrl-C into 130.
+
+    PSLA_FAST_TRACEBACK=1 in the environment shows the traceback instead.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("PSLA_FAST_TRACEBACK") == "1":
+            raise
+        text = " ".join(str(error).split())
+        if isinstance(error, OSError) and not isinstance(error, ValueError) and error.strerror:
+            text = f"{error.filename or 'a file'}: {error.strerror}."
+        if int(os.environ.get("RANK", "0")) == 0:  # under torchrun every rank fails alike
+            print(f"{prog}: error: {text}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{prog}: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,102 @@
+"""Evaluate: model + shards -> the scores of every clip, and their metrics."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from psla_fast.augment import InputSpec, dequantise, pad_and_normalise
+from psla_fast.checkpoint import Card, load_checkpoint
+from psla_fast.distributed import DeviceName, World, gather_rows, start_world
+from psla_fast.metrics import Metrics, compute_metrics
+from psla_fast.scores import write_scores
+from psla_fast.shards import Shards, open_shards
+from psla_fast.stream import BatchShape, SequentialPlan, StreamConfig, open_stream
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
+    """Choose for `auto`: bf16 on GPUs that have it, else fp16; fp32 on CPUs, where it was measured to be faster."""
+    if precision != "auto":
+        return precision
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def autocast(precision: Literal["bf16", "fp16", "fp32"], device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return the autocast context of a precision; none for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def score_shards(
+    model: nn.Module, shards: Shards, spec: InputSpec, batch_size: int, precision: Precision, world: World
+) -> Tensor:
+    """Score every clip of a split: (N, C) float32 on the CPU, in index order, the same on every rank.
+
+    Clips are cut at the end or padded to `spec.clip_frames`; the model is left in eval mode. Every rank must call it.
+    """
+    model.eval()
+    plan = SequentialPlan(len(shards), batch_size, world.rank, world.size)
+    shape = BatchShape(batch_size, spec.clip_frames, partners=False)
+    storage, context = shards.storage, autocast(resolve_precision(precision, world.device), world.device)
+    stream = open_stream(shards, StreamConfig(read_ahead=2), shape, world.device)
+    parts = []
+    try:
+        for batch in stream.batches(plan.batches()):
+            with torch.inference_mode(), context:
+                fbank = dequantise(batch.fbank, batch.num_frames, storage.scale, storage.offset)
+                scores = model(pad_and_normalise(fbank, batch.num_frames, spec))
+            parts.append(scores[: len(batch.clip_ids)].float())
+    finally:
+        stream.close()
+    local = torch.cat(parts) if parts else torch.empty(0, len(shards.classes), device=world.device)
+    return gather_rows(local, len(shards), world).cpu()
+
+
+def check_compatible(card: Card, shards: Shards, path: Path) -> None:
+    """Raise ValueError where shards don't hold what a checkpoint's model hears and names."""
+    if card.classes.mids != shards.classes.mids:
+        raise ValueError(
+            f"{path} was trained on other classes ({len(card.classes)}) than {shards.folder} has ({len(shards.classes)})."
+        )
+    if card.fbank != shards.fbank_config:
+        raise ValueError(f"{path} hears {card.fbank}, {shards.folder} holds {shards.fbank_config}. Pack again.")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Keys, scores (N, C), targets (N, C) and metrics of a model on a split."""
+
+    keys: list[str]
+    scores: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.float32]
+    metrics: Metrics
+
+
+def evaluate_checkpoint(
+    path: Path, data: Path, batch_size: int, precision: Precision = "auto", device: DeviceName = "auto"
+) -> Evaluation:
+    """Score a split with a checkpoint's model and measure it; raises ValueError where they don't fit."""
+    checkpoint = load_checkpoint(path)
+    with open_shards(data) as shards:
+        check_compatible(checkpoint.card, shards, path)
+        world = start_world(device)
+        model = checkpoint.build().to(world.device, memory_format=torch.channels_last)
+        scores = score_shards(model, shards, checkpoint.card.input, batch_size, precision, world).numpy()
+        targets = shards.targets(np.arange(len(shards)))
+        return Evaluation(shards.keys, scores, targets, compute_metrics(scores, targets))
+
+
+def save_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write an evaluation as a score file."""
+    write_scores(path, evaluation.keys, evaluation.scores, evaluation.targets)

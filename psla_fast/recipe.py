@@ -1,0 +1,140 @@
+"""Recipes: defaults < recipe.toml … < flags -> one frozen config. A recipe is flags written down in TOML."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
+
+Config = TypeVar("Config")
+
+
+def packaged_recipes() -> list[str]:
+    """Name the recipes that come with the package, for instance `fsd50k`."""
+    folder = resources.files("psla_fast") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """Read a recipe by path, or a packaged one by its bare name, as `{"section.key": value}`.
+
+    Raises ValueError where there is none, with the closest name, or where it isn't TOML.
+    """
+    if Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    elif name in packaged_recipes():
+        text = (resources.files("psla_fast") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    else:
+        close = difflib.get_close_matches(Path(name).stem, packaged_recipes(), n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Packaged are: {', '.join(packaged_recipes())}."
+        raise ValueError(f"recipe {name!r} not found. {hint}")
+    try:
+        return _flatten(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"recipe {name} is not TOML: {error}.") from error
+
+
+def parse_recipes(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
+    """Parse `RECIPE.toml… [--flag value]…`; the later wins.
+
+    Raises ValueError with the closest known name for an unknown key or flag. `--help` prints and exits with 0.
+    """
+    recipes = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            break
+        recipes.append(argument)
+    flags = list(arguments[len(recipes) :])
+    fields = _fields(kind)
+    words: list[str] = []
+    for recipe in recipes:
+        for key, value in read_recipe(recipe).items():
+            if key not in fields:
+                raise ValueError(f"recipe {recipe}: unknown key {key!r}. {_closest(key, fields)}")
+            words += _as_flag(key, value)
+    for flag in flags:
+        name = flag.split("=")[0].removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and name not in fields and name != "help":
+            suggestion = _closest(name, fields).replace("_", "-")
+            raise ValueError(f"unknown flag {flag.split('=')[0]}. {suggestion}")
+    return parse_flags(kind, [*words, *flags], prog, (tyro.conf.FlagConversionOff,))
+
+
+def parse_flags(
+    kind: type[Config], arguments: Sequence[str], prog: str, markers: tuple[Any, ...] = ()
+) -> Config:
+    """Parse flags into a dataclass; raises ValueError of one line where tyro would print a box."""
+    printed = io.StringIO()
+    try:
+        if {"-h", "--help"} & set(arguments):
+            return tyro.cli(kind, args=["--help"], prog=prog, config=markers)
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return tyro.cli(kind, args=arguments, prog=prog, config=markers)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise ValueError(f"{_one_line(printed.getvalue())} See {prog} --help.") from None
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """Turn a config into plain nested values that TOML can hold and `read_recipe` reads back."""
+    plain: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            plain[field.name] = resolved(value)
+        elif isinstance(value, Path):
+            plain[field.name] = str(value)
+        else:
+            plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def flat_config(config: Any) -> dict[str, Any]:
+    """Turn a config into `{"section.key": value}`, to compare two."""
+    return _flatten(resolved(config))
+
+
+def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key.replace('-', '_')}"
+        flat.update(_flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def _fields(kind: Any, prefix: str = "") -> list[str]:
+    """Every leaf of a config class as `section.key`."""
+    names: list[str] = []
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        inner = hints[field.name]
+        nested = dataclasses.is_dataclass(inner)
+        names += _fields(inner, f"{prefix}{field.name}.") if nested else [f"{prefix}{field.name}"]
+    return names
+
+
+def _closest(name: str, known: list[str]) -> str:
+    last = [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
+    close = last or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"Did you mean {close[0]!r}?" if close else "See --help for all."
+
+
+def _as_flag(key: str, value: Any) -> list[str]:
+    flag = "--" + key.replace("_", "-")
+    return [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
+
+
+def _one_line(box: str) -> str:
+    """Take the sentence out of tyro's box."""
+    lines = [re.sub(r"[╭╮╰╯│─]", " ", line).strip() for line in box.splitlines()]
+    kept = [line for line in lines[1:] if line and not line.startswith(("For full helptext", "Argument helptext"))]
+    text = " ".join(kept).rstrip(".:")
+    return (text[:300] or "the arguments can't be parsed") + "."

@@ -1,0 +1,93 @@
+"""Score files: HDF5 with `key` (N,), `scores` (N, C) and, by choice, `targets` (N, C)."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """The scores (N, C) of clips by their keys; targets is empty (0, C) where the file has none."""
+
+    keys: list[str]
+    scores: npt.NDArray[np.float32]
+    targets: npt.NDArray[np.uint8]
+
+    def ordered(self, keys: Sequence[str], source: str) -> npt.NDArray[np.float32]:
+        """Give the scores in the order of `keys`; raises ValueError for a missing or an unknown key."""
+        row = {key: number for number, key in enumerate(self.keys)}
+        missing, unknown = [key for key in keys if key not in row], sorted(row.keys() - set(keys))
+        if missing or unknown:
+            example = f"{missing[0]} has no scores" if missing else f"{unknown[0]} is not in the data"
+            raise ValueError(f"{source}: {len(missing)} clips missing, {len(unknown)} unknown ({example}).")
+        return self.scores[[row[key] for key in keys]]
+
+
+def write_scores(
+    path: Path, keys: Sequence[str], scores: npt.NDArray[np.floating], targets: npt.NDArray[np.generic]
+) -> None:
+    """Write a score file atomically; targets (N, C) are hard labels."""
+    with _replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        _write_columns(file, keys, scores, targets)
+
+
+def add_epoch_scores(
+    path: Path,
+    epoch: int,
+    keys: Sequence[str],
+    epoch_scores: npt.NDArray[np.floating],
+    mean_scores: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.generic],
+) -> None:
+    """Add one epoch's scores as `epochs/NN` to a run's score file, whose `scores` are the mean so far. Atomic."""
+    with _replacing(path) as temporary:
+        if path.is_file() and epoch > 1:
+            shutil.copyfile(path, temporary)
+        with h5py.File(temporary, "a") as file:
+            for name in ("key", "scores", "targets", f"epochs/{epoch:02d}"):
+                if name in file:
+                    del file[name]
+            _write_columns(file, keys, mean_scores, targets)
+            file.create_dataset(f"epochs/{epoch:02d}", data=epoch_scores.astype(np.float32))
+
+
+def _write_columns(
+    file: h5py.File, keys: Sequence[str], scores: npt.NDArray[np.floating], targets: npt.NDArray[np.generic]
+) -> None:
+    file.create_dataset("key", data=np.array([key.encode() for key in keys], dtype="S"))
+    file.create_dataset("scores", data=scores.astype(np.float32))
+    file.create_dataset("targets", data=targets.astype(np.uint8), compression="gzip", compression_opts=1)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path that takes the place of `path` once it is written and synced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    yield temporary
+    with open(temporary, "rb") as written:
+        os.fsync(written.fileno())
+    os.replace(temporary, path)
+
+
+def read_scores(path: Path) -> ScoreFile:
+    """Read a score file; raises ValueError that says what is wrong with it."""
+    if not path.is_file():
+        raise ValueError(f"{path} not found. Pass a score file that evaluate wrote.")
+    try:
+        with h5py.File(path, "r") as file:
+            keys = [key.decode() for key in file["key"][:].tolist()]
+            scores = file["scores"][:].astype(np.float32)
+            targets = file["targets"][:] if "targets" in file else np.empty((0, *scores.shape[1:]), np.uint8)
+    except (OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a score file ({error}). It needs key (N,) and scores (N, C).") from error
+    if scores.ndim != 2 or len(scores) != len(keys) or len(set(keys)) != len(keys):
+        raise ValueError(f"{path}: {len(keys)} keys, {len(set(keys))} different, scores {scores.shape}; not a score file.")
+    return ScoreFile(keys, scores, targets)

@@ -1,0 +1,1 @@
+"""Training: a recipe -> a run folder with checkpoints, scores and PSLA's result files."""

@@ -1,0 +1,30 @@
+"""Entry point of training: `python -m psla_fast.train RECIPE.toml… [--flag value]`, or the same under torchrun."""
+
+import sys
+
+from psla_fast.distributed import end_world, start_world
+from psla_fast.errors import exit_on_user_error
+from psla_fast.recipe import parse_recipes
+from psla_fast.train.config import TrainConfig
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train as the recipes and flags say; exits with 2 and one line for bad input, 3 where a signal stopped the run."""
+    prog = "psla_fast.train"
+    with exit_on_user_error(prog):
+        config = parse_recipes(TrainConfig, sys.argv[1:] if arguments is None else arguments, prog)
+        from psla_fast.train.loop import Stopped, Trainer  # after --help, which needs no torch
+
+        world = start_world(config.device)
+        try:
+            Trainer(config, world).run()
+        except Stopped as stop:
+            if world.is_first:
+                print(f"\nstopped by {stop}; the same command goes on from {config.run}/checkpoints/last.pt", flush=True)
+            sys.exit(3)
+        finally:
+            end_world()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""TrainConfig: all that a run depends on; each part is a small config of the module that reads it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from psla_fast.augment import AugmentConfig
+from psla_fast.distributed import DeviceName
+from psla_fast.evaluate import Precision
+from psla_fast.models import ModelConfig
+from psla_fast.sampling import SamplingConfig
+from psla_fast.stream import StreamConfig
+from psla_fast.train.averaging import AverageConfig
+from psla_fast.train.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the packed splits are."""
+
+    shards: Path
+    """Folder that pack wrote: classes.csv and a folder a split."""
+    train: str = "train"
+    """Split that is trained on."""
+    val: str = "val"
+    """Split that is scored after each epoch and chooses the best one."""
+    eval: str = "eval"
+    """Split that is only reported; a set without such a folder reports val alone."""
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What the model hears of a clip."""
+
+    clip_frames: int = 1056
+    """Frames of 10 ms: longer clips are cut at the end, shorter ones padded."""
+    pad_value: float = 0.0
+    """Log-mel that pads, before normalising. PSLA pads with 0, about one std above its mean."""
+    statistics: Literal["psla", "shards"] = "psla"
+    """Normalise by PSLA's mean and std (-4.6476, 4.5699) or by those measured on the packed training split."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.clip_frames < 1:
+            raise ValueError(f"input.clip_frames is {self.clip_frames}; give 1 or more.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a tagger: psla_fast.train RECIPE.toml… [--flag value]; later recipes and flags win."""
+
+    data: DataConfig
+    run: Path
+    """Folder of the run; a run that was stopped there goes on."""
+    input: InputConfig = field(default_factory=InputConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    wa: AverageConfig = field(default_factory=AverageConfig)
+    seed: int = 0
+    """Seeds the weights, the draws and the augmentation."""
+    precision: Precision = "auto"
+    """Autocast: auto is bf16 on GPUs that have it, else fp16 with a scaler; fp32 on CPUs."""
+    compile: Literal["none", "default", "max"] = "none"
+    """torch.compile of model and augmentation: none, default, or max (max-autotune)."""
+    channels_last: bool = True
+    """Keep activations channels-last in memory, which convolutions want."""
+    device: DeviceName = "auto"
+    """auto takes the GPU where there is one."""
+    resume: Literal["auto", "never"] = "auto"
+    """auto: go on from RUN/checkpoints/last.pt where it is; never: refuse a folder that holds a run."""
+    keep_epochs: bool = True
+    """Keep a checkpoint of every epoch (epoch_NN.pt); averages and ensembles don't need them."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between writes of last.pt within an epoch; it is also written after each and on SIGTERM, SIGUSR1."""
+    log_every_steps: int = 20
+    """Steps between progress lines and rows of metrics.jsonl; the only steps that wait for the device."""

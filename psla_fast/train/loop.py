@@ -1,0 +1,289 @@
+"""The training loop: draws -> batches -> augmentation -> model -> step; after each epoch scores, averages and files."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from psla_fast.augment import InputSpec, augment, draw_uniforms
+from psla_fast.checkpoint import Card, load_checkpoint, save_checkpoint
+from psla_fast.distributed import World, broadcast_model, sum_over_ranks
+from psla_fast.evaluate import autocast, resolve_precision, score_shards
+from psla_fast.metrics import compute_metrics
+from psla_fast.models import build_model
+from psla_fast.pack import PSLA_MEAN, PSLA_STD
+from psla_fast.scores import add_epoch_scores
+from psla_fast.shards import Shards, open_shards
+from psla_fast.stream import Batch, BatchShape, DrawPlan, open_stream
+from psla_fast.train.averaging import RunningMean
+from psla_fast.train.config import TrainConfig
+from psla_fast.train.optim import build_optimizer, compute_loss, compute_lr
+from psla_fast.train.progress import Progress
+from psla_fast.train.results import EpochResult, RunFolder
+from psla_fast.train.state import Best, TrainState
+
+
+class Stopped(Exception):  # noqa: N818 - not an error: the run goes on later
+    """A signal asked the run to stop; its state is saved."""
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(self, config: TrainConfig, world: World) -> None:
+        """Open the data, build model and optimiser, and go on from last.pt where it is."""
+        self.config, self.world = config, world
+        self.folder = RunFolder(config.run)
+        if world.is_first:
+            self.folder.start(config)
+        self.train, self.scored = _open_splits(config)
+        statistics = (PSLA_MEAN, PSLA_STD) if config.input.statistics == "psla" else (self.train.mean, self.train.std)
+        num_mels = self.train.fbank_config.num_mels
+        self.spec = InputSpec(config.input.clip_frames, num_mels, config.input.pad_value, *statistics)
+        self.card = Card(config.model, self.train.classes, self.spec, self.train.fbank_config)
+        self.plan = DrawPlan(
+            self.train, config.sampling, config.seed, config.optim.batch_size, world.rank, world.size
+        )
+        self.rank_batch = config.optim.batch_size // world.size
+        torch.manual_seed(config.seed)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model = build_model(config.model, len(self.train.classes)).to(world.device, memory_format=layout)
+        self.optimizer = build_optimizer(config.optim, self.model)
+        self.precision = resolve_precision(config.precision, world.device)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
+        self.state = TrainState()
+        self.stop_signal = 0
+        self._resume()
+        self.augment: Callable[..., tuple[Tensor, Tensor]] = augment
+        if config.compile != "none":
+            mode = "max-autotune-no-cudagraphs" if config.compile == "max" else "default"
+            self.model.compile(mode=mode)
+            self.augment = torch.compile(augment, mode=mode)
+        self.ddp: nn.Module = self.model
+        if world.size > 1:
+            self.ddp = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=True)
+
+    def run(self) -> None:
+        """Train the epochs that are left and write the closing results. Raises Stopped on SIGTERM or SIGUSR1."""
+        config = self.config
+        progress = Progress(config.optim.epochs, self.plan.num_steps, config.optim.batch_size, self.world.is_first)
+        self._say_start(progress)
+        handler = partial(_note_signal, self)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, handler)
+        shape = BatchShape(self.rank_batch, self.spec.clip_frames, config.sampling.mixup_rate > 0)
+        stream = open_stream(self.train, config.stream, shape, self.world.device)
+        try:
+            for epoch in range(self.state.epoch, config.optim.epochs + 1):
+                batches = stream.batches(self.plan.batches(epoch, self.state.step))
+                loss = self._train_epoch(epoch, progress, progress.timed(batches))
+                self._finish_epoch(epoch, loss, progress)
+                progress.restart()
+        finally:
+            stream.close()
+        self._finish_run(progress)
+
+    def _train_epoch(self, epoch: int, progress: Progress, batches: Iterator[Batch]) -> float:
+        """Run the epoch's steps from `state.step` on; returns the mean loss over all its steps and ranks."""
+        config, state, num_steps = self.config, self.state, self.plan.num_steps
+        self.ddp.train()
+        loss_sum = torch.tensor(state.loss_sum, device=self.world.device, dtype=torch.float64)
+        saved = time.monotonic()
+        for step, batch in enumerate(batches, start=state.step):
+            lr = compute_lr(config.optim, epoch, (epoch - 1) * num_steps + step)
+            loss = self._step(epoch, step, lr, batch)
+            loss_sum += loss
+            logs = (step + 1) % config.log_every_steps == 0 or step + 1 == num_steps
+            if logs:
+                self._log_step(progress, epoch, step, float(loss), lr)
+            if logs or self.world.size == 1:  # several ranks meet at log steps only
+                due = time.monotonic() - saved > 60 * config.checkpoint_minutes
+                stop, save = self._agree(self.stop_signal, int(due))
+                if stop or save:
+                    state.step, state.loss_sum = step + 1, float(sum_over_ranks(loss_sum.clone(), self.world))
+                    self._save_last()
+                    saved = time.monotonic()
+                if stop:
+                    raise Stopped(signal.Signals(stop).name)
+        return float(sum_over_ranks(loss_sum, self.world)) / (num_steps * self.world.size)
+
+    def _step(self, epoch: int, step: int, lr: float, batch: Batch) -> Tensor:
+        """One update; returns the rank's loss, still on the device."""
+        config, world = self.config, self.world
+        # drop-connect and noise draw from torch's global generator: seeded by step, a resume repeats it on any world
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, step, world.rank, 2]).generate_state(1)[0]))
+        uniforms = draw_uniforms(config.seed, epoch, step, config.optim.batch_size)
+        mine = uniforms[world.rank * self.rank_batch :][: self.rank_batch].to(world.device, non_blocking=True)
+        storage = self.train.storage
+        x, targets = self.augment(
+            batch.fbank,
+            batch.num_frames,
+            batch.targets,
+            batch.partner_row,
+            batch.lam,
+            mine,
+            config.augment,
+            self.spec,
+            storage.scale,
+            storage.offset,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with autocast(self.precision, world.device):
+            scores = self.ddp(x)
+        loss = compute_loss(scores, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss.detach()
+
+    def _log_step(self, progress: Progress, epoch: int, step: int, loss: float, lr: float) -> None:
+        if not np.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} at epoch {epoch}, step {step + 1}. {self.folder.last} holds the last good state; "
+                "try a lower --optim.lr or --precision fp32."
+            )
+        row = progress.report(epoch, step + 1, loss, lr)
+        if self.world.is_first:
+            self.folder.log(row)
+
+    def _finish_epoch(self, epoch: int, train_loss: float, progress: Progress) -> None:
+        """Score the splits; on the first rank update averages, best and files. last.pt comes last."""
+        state = self.state
+        scored = self._score()
+        if self.world.is_first:
+            metrics = [compute_metrics(scores, targets) for scores, targets in scored]
+            state.scores.add({name: scores for (name, _), (scores, _) in zip(self.scored, scored, strict=True)})
+            mean = state.scores.mean()
+            ensemble = [compute_metrics(mean[n], t) for (n, _), (_, t) in zip(self.scored, scored, strict=True)]
+            val_loss = float(compute_loss(*scored[0]))
+            lr = compute_lr(self.config.optim, epoch, epoch * self.plan.num_steps - 1)
+            result = EpochResult(metrics[0], ensemble[0], train_loss, val_loss, lr)
+            state.rows.append(result.row())
+            weights = self.model.state_dict()
+            if self.config.wa.start <= epoch <= self.config.wa.end:
+                state.weights.add(weights)
+            is_best = not state.best.epoch or metrics[0].mean_ap > state.best.metrics[0].mean_ap
+            if is_best:
+                state.best = Best(epoch, metrics)
+                save_checkpoint(self.folder.checkpoints / "best.pt", self.card, weights, epoch)
+                self.folder.write_summary("best_single_result.csv", metrics)
+            if self.config.keep_epochs:
+                save_checkpoint(self.folder.checkpoints / f"epoch_{epoch:02d}.pt", self.card, weights, epoch)
+            for (name, shards), (scores, targets) in zip(self.scored, scored, strict=True):
+                path = self.folder.scores / f"{name}.h5"
+                add_epoch_scores(path, epoch, shards.keys, scores.numpy(), mean[name].numpy(), targets.numpy())
+            self.folder.write_summary("ensemble_result.csv", ensemble)
+            self.folder.write_table("result.csv", state.rows)
+            self.folder.log_epoch(epoch, result, [name for name, _ in self.scored], metrics, ensemble)
+            progress.say(
+                f"epoch {epoch}/{self.config.optim.epochs} done  train loss {train_loss:.4f}  {self.scored[0][0]} loss "
+                f"{val_loss:.4f}  {metrics[0]}{' (best)' if is_best else ''}  ensemble mAP {ensemble[0].mean_ap:.6f}"
+            )
+        state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
+        if self.world.is_first:
+            self._save_last()
+
+    def _finish_run(self, progress: Progress) -> None:
+        """Score the averaged weights, write wa.pt and say how the run ended."""
+        averaged = torch.tensor(self.state.weights.count, device=self.world.device)
+        if int(sum_over_ranks(averaged, self.world)):
+            if self.world.is_first:
+                self.model.load_state_dict(self.state.weights.mean())
+            broadcast_model(self.model, self.world)
+            scored = self._score()
+            if self.world.is_first:
+                epoch = min(self.config.wa.end, self.config.optim.epochs)
+                save_checkpoint(self.folder.checkpoints / "wa.pt", self.card, self.model.state_dict(), epoch)
+                self.folder.write_summary("wa_result.csv", [compute_metrics(s, t) for s, t in scored])
+        else:
+            progress.say("no epoch lies in wa.start … wa.end: no weight average was made")
+        if self.world.is_first:
+            for line in self.folder.closing_lines([name for name, _ in self.scored], self.state.best.epoch):
+                progress.say(line)
+
+    def _score(self) -> list[tuple[Tensor, Tensor]]:
+        """Scores and targets of each scored split."""
+        batch_size, precision = self.rank_batch, self.config.precision
+        return [
+            (
+                score_shards(self.model, shards, self.spec, batch_size, precision, self.world),
+                torch.from_numpy(shards.targets(np.arange(len(shards)))),
+            )
+            for _, shards in self.scored
+        ]
+
+    def _agree(self, stop: int, save: int) -> tuple[int, int]:
+        """Give the greatest of what the ranks ask for: a signal to stop at, and whether to save."""
+        if self.world.size == 1:
+            return stop, save
+        asked = torch.tensor([stop, save], device=self.world.device)
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        return int(asked[0]), int(asked[1])
+
+    def _save_last(self) -> None:
+        if not self.world.is_first:
+            return
+        extra = {
+            "state": self.state.to_plain(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "draws": self.plan.fingerprint,
+            "log_size": self.folder.log_size(),
+        }
+        save_checkpoint(self.folder.last, self.card, self.model.state_dict(), self.state.epoch - 1, extra)
+
+    def _resume(self) -> None:
+        """Go on from last.pt on every rank; raises ValueError where it belongs to other draws."""
+        if not self.folder.last.is_file():
+            return
+        checkpoint = load_checkpoint(self.folder.last)
+        if checkpoint.extra["draws"] != self.plan.fingerprint:
+            raise ValueError(
+                f"{self.folder.last} was trained on other draws: shards, sampling, seed or batch size differ. "
+                "Pass the same data and settings, or another --run."
+            )
+        self.model.load_state_dict(checkpoint.state)
+        self.optimizer.load_state_dict(checkpoint.extra["optimizer"])
+        self.scaler.load_state_dict(checkpoint.extra["scaler"])
+        self.state = TrainState.from_plain(checkpoint.extra["state"])
+        if self.world.is_first:
+            self.folder.cut_log(checkpoint.extra["log_size"])
+            self.folder.write_table("result.csv", self.state.rows)
+        else:
+            self.state.loss_sum, self.state.weights = 0.0, RunningMean()
+
+    def _say_start(self, progress: Progress) -> None:
+        num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        config, state = self.config, self.state
+        progress.say(
+            f"{config.model.name}, {num_parameters:,} parameters, {len(self.train.classes)} classes; {len(self.train)} "
+            f"clips, {self.plan.num_steps} steps an epoch; {self.world.size} × {self.world.device.type}, "
+            f"{self.precision}, compile {config.compile}; run {config.run}"
+        )
+        if state.epoch > 1 or state.step:
+            done = state.epoch > config.optim.epochs
+            progress.say("already trained" if done else f"going on at epoch {state.epoch}, step {state.step + 1}")
+
+
+def _note_signal(trainer: Trainer, number: int, _: FrameType | None) -> None:
+    trainer.stop_signal = number
+
+
+def _open_splits(config: TrainConfig) -> tuple[Shards, list[tuple[str, Shards]]]:
+    """Open the training split and those to score: val, and eval where there is such a folder."""
+    data = config.data
+    train = open_shards(data.shards / data.train)
+    names = [data.val] + ([data.eval] if data.eval != data.val and (data.shards / data.eval).is_dir() else [])
+    scored = [(name, open_shards(data.shards / name)) for name in names]
+    for name, shards in scored:
+        if shards.fbank_config != train.fbank_config:
+            raise ValueError(f"{data.shards / name} holds other fbanks than {data.train}. Pack them alike.")
+    return train, scored

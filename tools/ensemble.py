@@ -1,0 +1,11 @@
+#!/usr/bin/env python3
+"""The command `psla-fast ensemble`, from a checkout."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from psla_fast.cli import main
+
+main(["ensemble", *sys.argv[1:]])
