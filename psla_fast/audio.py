@@ -1,4 +1,4 @@
-"""Decode: an audio file of any format that libsndfile reads -> a 16 kHz mono waveform in [-1, 1], mean removed."""
+"""Decode: any audio file that libsndfile reads -> a 16 kHz mono waveform in [-1, 1], mean removed."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import soxr
 
 
 class AudioError(ValueError):
-    """Audio that can't be used. `reason` is one word for statistics: missing, undecodable, empty, …"""
+    """Audio that can't be used; `reason` is one word for statistics, for instance undecodable."""
 
     def __init__(self, reason: str, detail: str) -> None:
         """Keep the reason apart from the sentence."""
@@ -20,8 +20,9 @@ class AudioError(ValueError):
 def read_waveform(path: Path, sample_rate: int = 16000) -> npt.NDArray[np.float32]:
     """Read a file as a mono waveform (samples,) at `sample_rate`, its mean subtracted as PSLA does.
 
-    Channels are averaged, then soxr (HQ) resamples. Raises AudioError with reason missing_audio, undecodable, empty,
-    non_finite, or silent (every sample has the same value, so nothing but the log floor would be packed).
+    Channels are averaged, then soxr (HQ) resamples. Raises AudioError with reason missing_audio, undecodable,
+    empty, non_finite, or silent (every sample has the same value, so nothing but the log floor would be
+    packed).
     """
     if not path.is_file():
         raise AudioError("missing_audio", f"{path} is not there")
@@ -40,8 +41,8 @@ def read_waveform(path: Path, sample_rate: int = 16000) -> npt.NDArray[np.float3
         waveform = soxr.resample(waveform, source_rate, sample_rate, quality="HQ")
         if not len(waveform):
             raise AudioError("empty", f"{path} is shorter than one sample at {sample_rate} Hz")
-    waveform = waveform - waveform.mean(dtype=np.float64)
-    return waveform.astype(np.float32, copy=False)
+    centred: npt.NDArray[np.float32] = (waveform - waveform.mean(dtype=np.float64)).astype(np.float32)
+    return centred
 
 
 def read_duration(path: Path) -> float:

@@ -1,7 +1,8 @@
 """Augment: batches as stored -> what the model sees, in one compiled function on the device.
 
-PSLA's order: dequantise, mixup, pad, SpecAugment, normalise, noise, roll. What is random is drawn on the host from
-(seed, epoch, step) for the whole global batch, so it doesn't depend on the number of ranks, and a resume repeats it.
+PSLA's order: dequantise, mixup, pad, SpecAugment, normalise, noise, roll. What is random is drawn on the host
+from (seed, epoch, step) for the whole global batch, so it doesn't depend on the number of ranks, and a resume
+repeats it.
 """
 
 # B clips, R rows of a slab, T frames, F mels, C classes
@@ -23,7 +24,8 @@ class AugmentConfig:
     """Device-side augmentation; the defaults are PSLA's."""
 
     mixup_domain: Literal["power", "linear"] = "power"
-    """power: log(λ²e^a + (1-λ)²e^b), what mixing waveforms gives on average; linear: λa + (1-λ)b of log-mels."""
+    """power: log(λ²e^a + (1-λ)²e^b), what mixing waveforms gives on average; linear: λa + (1-λ)b of
+    log-mels."""
     freq_mask_bins: int = 48
     """SpecAugment: the frequency mask's width is uniform in [0, this)."""
     time_mask_frames: int = 192
@@ -54,9 +56,10 @@ class InputSpec:
 
 
 def mixup_power(fbank: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
-    """Log-mel of λ·x + (1-λ)·y for waveforms with unrelated phases: powers add, cross terms vanish on average.
+    """Log-mel of λ·x + (1-λ)·y for waveforms of unrelated phases: powers add, cross terms vanish on average.
 
-    fbank, partner (B, T, F) log-mel power, unnormalised; lam (B,) in [0, 1]. Returns (B, T, F), never below LOG_FLOOR.
+    fbank, partner (B, T, F) log-mel power, unnormalised; lam (B,) in [0, 1]. Returns (B, T, F), never below
+    LOG_FLOOR.
     """
     gain = 2 * lam.log().view(-1, 1, 1)
     partner_gain = 2 * torch.log1p(-lam).view(-1, 1, 1)
@@ -76,10 +79,11 @@ def mix_targets(targets: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
 
 
 def mask_spans(fbank: Tensor, uniforms: Tensor, config: AugmentConfig) -> Tensor:
-    """SpecAugment: one frequency and one time mask a clip, filled with `mask_value`, as torchaudio draws them.
+    """SpecAugment: one frequency and one time mask a clip, drawn as torchaudio does.
 
-    fbank (B, T, F), uniforms (B, ≥4) in [0, 1): a mask's width is ⌊u·limit⌋, so always below its limit, and its start
-    ⌊u·(size - u·limit)⌋. A limit above the axis is cut to it.
+    fbank (B, T, F), filled with `mask_value`; uniforms (B, ≥4) in [0, 1): a width is
+    ⌊u·limit⌋, so always below its limit, and its start ⌊u·(size - u·limit)⌋.
+    A limit above the axis is cut to it.
     """
     _, num_frames, num_mels = fbank.shape
     for axis, size, limit, column in (
@@ -123,8 +127,8 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """Turn a training batch as stored (see stream.Batch) into model input (B, T, F) and targets (B, C).
 
-    uniforms (B, NUM_UNIFORMS) in [0, 1) decides all that is random here but the noise's samples. A mixed clip keeps its
-    own length: a longer partner is cut, a shorter one is silent behind its end.
+    uniforms (B, NUM_UNIFORMS) in [0, 1) decides all that is random here but the noise's samples. A mixed clip
+    keeps its own length: a longer partner is cut, a shorter one is silent behind its end.
     """
     batch_size = len(partner_row)
     fbank = dequantise(stored, num_frames, scale, offset)

@@ -54,7 +54,9 @@ def read_classes(path: Path, header: bool = True) -> Classes:
             raise ValueError(f"{path}, row {number}: got {row!r}, expected an index, a mid and a name.")
         index, name, mid = int(row[0]), row[1].strip(), row[2].strip()
         if index in by_index:
-            raise ValueError(f"{path}, row {number}: index {index} stands twice. Number the classes 0, 1, 2, …")
+            raise ValueError(
+                f"{path}, row {number}: index {index} stands twice. Number the classes 0, 1, 2, …"
+            )
         by_index[index] = (mid, name)
     if sorted(by_index) != list(range(len(by_index))):
         raise ValueError(f"{path}: indices are not 0…{len(by_index) - 1}. Number the classes 0, 1, 2, …")

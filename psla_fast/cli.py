@@ -1,5 +1,6 @@
 """The command line: `psla-fast COMMAND …`; the scripts in tools/ call the same functions."""
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ class PackCommand:
 
     source: tyro.conf.Positional[Literal["fsd50k"]]
     """Kind of data set. fsd50k: the official folder, its splits train, val and eval."""
-    root: tyro.conf.Positional[Path]
+    root: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROOT")]
     """Folder of the data set; for fsd50k the one that holds FSD50K.dev_audio."""
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """Folder for the shards: classes.csv and a folder a split."""
     config: Annotated[PackConfig, tyro.conf.arg(name="")]
 
@@ -46,9 +47,9 @@ def pack(arguments: list[str]) -> None:
 class EvaluateCommand:
     """Score a packed split with a checkpoint: prints mAP, AUC and d-prime, writes the scores."""
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")]
     """A file of RUN/checkpoints."""
-    data: tyro.conf.Positional[Path]
+    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
     """A packed split, for instance SHARDS/eval."""
     out: Path = Path("scores.h5")
     """Score file to write: HDF5 with key, scores and targets."""
@@ -72,8 +73,8 @@ def evaluate(arguments: list[str]) -> None:
     metrics = result.metrics
     print(metrics)
     print(
-        f"{len(result.keys)} clips; mean over {metrics.num_classes} classes, {metrics.num_skipped} without positives "
-        f"left out; scores are in {command.out}"
+        f"{len(result.keys)} clips; mean over {metrics.num_classes} classes, {metrics.num_skipped} without "
+        f"positives left out; scores are in {command.out}"
     )
 
 
@@ -120,7 +121,9 @@ def ensemble(arguments: list[str]) -> None:
     from psla_fast.ensemble import ensemble_members
 
     lines = []
-    results = ensemble_members(command.members, command.data, command.batch_size, command.precision, command.device)
+    results = ensemble_members(
+        command.members, command.data, command.batch_size, command.precision, command.device
+    )
     for number, (path, metrics) in enumerate(results):
         name = f"Model {number} {path}" if path else f"Ensemble {number} Models"
         lines.append(f"{name} {metrics}")
@@ -135,15 +138,44 @@ def train(arguments: list[str]) -> None:
     train_main(arguments)
 
 
-def demo(arguments: list[str]) -> None:
-    """Run the whole way on built-in data."""
-    from psla_fast.demo import DemoCommand, run_demo
+@dataclass(frozen=True)
+class DemoCommand:
+    """Build a small synthetic FSD50K, pack it, train on it, evaluate: the whole way in minutes on a CPU."""
 
-    run_demo(parse_flags(DemoCommand, arguments, "psla-fast demo"))
+    out: tyro.conf.Positional[Path] = Path("demo")
+    """Folder for data set, shards and run; a second demo there goes on where the first stopped."""
+    clips: int = 480
+    """Clips to make, over all splits."""
+    seed: int = 0
+    """Seeds the sounds and the run."""
+
+
+def demo(arguments: list[str]) -> None:
+    """Run the commands of the whole way one after the other, each shown as one would type it."""
+    command = parse_flags(DemoCommand, arguments, "psla-fast demo")
+    from psla_fast.demo import write_synthetic_fsd50k
+
+    data, shards, run = (str(command.out / name) for name in ("FSD50K", "shards", "run"))
+    best = f"{run}/checkpoints/best.pt"
+    print(f"building a synthetic FSD50K of {command.clips} clips in {data}", flush=True)
+    write_synthetic_fsd50k(Path(data), command.clips, command.seed)
+    for step, words in (
+        (pack, ["pack", "fsd50k", data, shards]),
+        (train, ["train", "demo", "--data.shards", shards, "--run", run, "--seed", str(command.seed)]),
+        (evaluate, ["evaluate", best, f"{shards}/eval", "--out", f"{run}/scores/eval_best.h5"]),
+        (ensemble, ["ensemble", best, f"{run}/checkpoints/wa.pt", "--data", f"{shards}/eval"]),
+    ):
+        print(f"\n$ psla-fast {shlex.join(words)}", flush=True)
+        step(words[1:])
+    print(f"\nThe run is in {run}: result.csv, best_single_result.csv, wa_result.csv, ensemble_result.csv,")
+    print(f"checkpoints/, scores/, events/ (tensorboard --logdir {run}/events). The shards are in {shards}.")
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
-    "demo": (demo, "build a small synthetic FSD50K, pack it, train, evaluate: the whole way in minutes, on a CPU"),
+    "demo": (
+        demo,
+        "build a small synthetic FSD50K, pack it, train, evaluate: the whole way in minutes, on a CPU",
+    ),
     "pack": (pack, "labelled audio -> tar shards of fbanks and labels"),
     "train": (train, "shards -> a run folder with checkpoints, scores and PSLA's result files"),
     "evaluate": (evaluate, "checkpoint + shards -> mAP, AUC, d-prime and a score file"),

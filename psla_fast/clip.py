@@ -8,8 +8,9 @@ from pathlib import Path
 class Clip:
     """One labelled excerpt of a source.
 
-    name is its original name, unique in its split; source where the data set keeps it, relative to the data set, so that
-    what is packed doesn't depend on where that lies; path its audio file; labels its class indices, ascending.
+    name is its original name, unique in its split; source where the data set keeps it, relative to the data
+    set, so that what is packed doesn't depend on where that lies; path its audio file; labels its class
+    indices, ascending.
     """
 
     name: str
@@ -20,7 +21,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A clip that was left out: its original name, where it came from, and the reason (`missing_audio: …`)."""
+    """A clip that was left out: its name, where it came from, and why (`missing_audio: …`)."""
 
     name: str
     source: str

@@ -47,7 +47,7 @@ def end_world() -> None:
 
 
 def gather_rows(local: Tensor, num_rows: int, world: World) -> Tensor:
-    """Gather rows that were dealt out as r, r + size, …: (≤ ⌈N/size⌉, C) of each rank -> (N, C) in order, everywhere."""
+    """Gather rows dealt out as r, r + size, …: (≤ ⌈N/size⌉, C) a rank -> (N, C) in order, everywhere."""
     if world.size == 1:
         return local
     share = -(-num_rows // world.size)

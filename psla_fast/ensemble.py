@@ -14,12 +14,17 @@ from psla_fast.shards import open_shards
 
 
 def ensemble_members(
-    members: Sequence[Path], data: Path, batch_size: int, precision: Precision = "auto", device: DeviceName = "auto"
+    members: Sequence[Path],
+    data: Path,
+    batch_size: int,
+    precision: Precision = "auto",
+    device: DeviceName = "auto",
 ) -> Iterator[tuple[str, Metrics]]:
     """Yield (path, metrics) of each member in order, then ("", metrics) of the mean of their scores.
 
-    A member is a checkpoint or a score file (HDF5), told apart by content; scores are matched by key. One member's
-    scores are in memory at a time. Raises ValueError where a member has other clips or classes than `data`.
+    A member is a checkpoint or a score file (HDF5), told apart by content; scores are matched by key. One
+    member's scores are in memory at a time. Raises ValueError where a member has other clips or classes than
+    `data`.
     """
     if not members:
         raise ValueError("no model given. Pass checkpoints or score files.")

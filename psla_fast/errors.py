@@ -1,4 +1,4 @@
-"""Errors at the command line: one line that says what, got and what to do, and exit status 2; never a traceback."""
+"""Errors at the command line: one line of what, got and what to do, exit status 2, never a traceback."""
 
 import contextlib
 import os

@@ -22,7 +22,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
-    """Choose for `auto`: bf16 on GPUs that have it, else fp16; fp32 on CPUs, where it was measured to be faster."""
+    """Choose for `auto`: on GPUs bf16, or fp16 where that is missing; fp32 on CPUs."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
@@ -30,7 +30,9 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def autocast(precision: Literal["bf16", "fp16", "fp32"], device: torch.device) -> contextlib.AbstractContextManager[None]:
+def autocast(
+    precision: Literal["bf16", "fp16", "fp32"], device: torch.device
+) -> contextlib.AbstractContextManager[None]:
     """Return the autocast context of a precision; none for fp32."""
     if precision == "fp32":
         return contextlib.nullcontext()
@@ -43,7 +45,8 @@ def score_shards(
 ) -> Tensor:
     """Score every clip of a split: (N, C) float32 on the CPU, in index order, the same on every rank.
 
-    Clips are cut at the end or padded to `spec.clip_frames`; the model is left in eval mode. Every rank must call it.
+    Clips are cut at the end or padded to `spec.clip_frames`; the model is left in eval mode. Every rank must
+    call it.
     """
     model.eval()
     plan = SequentialPlan(len(shards), batch_size, world.rank, world.size)
@@ -67,10 +70,13 @@ def check_compatible(card: Card, shards: Shards, path: Path) -> None:
     """Raise ValueError where shards don't hold what a checkpoint's model hears and names."""
     if card.classes.mids != shards.classes.mids:
         raise ValueError(
-            f"{path} was trained on other classes ({len(card.classes)}) than {shards.folder} has ({len(shards.classes)})."
+            f"{path} was trained on other classes ({len(card.classes)}) than {shards.folder} has "
+            f"({len(shards.classes)})."
         )
     if card.fbank != shards.fbank_config:
-        raise ValueError(f"{path} hears {card.fbank}, {shards.folder} holds {shards.fbank_config}. Pack again.")
+        raise ValueError(
+            f"{path} hears {card.fbank}, {shards.folder} holds {shards.fbank_config}. Pack again."
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,8 @@ def evaluate_checkpoint(
     with open_shards(data) as shards:
         check_compatible(checkpoint.card, shards, path)
         world = start_world(device)
-        model = checkpoint.build().to(world.device, memory_format=torch.channels_last)
+        model = checkpoint.build().to(world.device)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         scores = score_shards(model, shards, checkpoint.card.input, batch_size, precision, world).numpy()
         targets = shards.targets(np.arange(len(shards)))
         return Evaluation(shards.keys, scores, targets, compute_metrics(scores, targets))

@@ -1,7 +1,7 @@
 """Fbank: waveforms -> Kaldi-compatible log-mel filterbanks, batched, on any device.
 
-Equal to `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning", dither=0)`,
-PSLA's front end, but batched, and with its window and mel banks computed once.
+Equal to `torchaudio.compliance.kaldi.fbank(htk_compat=True, use_energy=False, window_type="hanning",
+dither=0)`, PSLA's front end, but batched, and with its window and mel banks computed once.
 """
 
 # S samples, T frames, W samples of a window, F mels
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 LOG_FLOOR_POWER = 1.1920928955078125e-07  # float32's epsilon: Kaldi's floor, log = -15.94
+PSLA_MEAN, PSLA_STD = -4.6476, 4.5699  # of AudioSet's log-mels, by which PSLA normalises
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class FbankConfig:
         return int(self.sample_rate * self.frame_shift_ms * 0.001)
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames T of a waveform: only whole windows count, and a shorter waveform gives one (zero-padded)."""
+        """Frames T of a waveform: whole windows only; a shorter waveform is zero-padded to one."""
         return 1 + max(0, num_samples - self.window_samples) // self.shift_samples
 
 
@@ -69,9 +70,10 @@ def _fft_size(config: FbankConfig) -> int:
 def compute_fbank(waveform: Tensor, config: FbankConfig) -> Tensor:
     """Log-mel filterbank energies of waveforms (..., S) in [-1, 1]: (..., T, F), T = `config.num_frames(S)`.
 
-    Natural log of the mel power, never below log(1.19e-07) = -15.94; float32 unless the waveform is float64. A waveform
-    shorter than one window is padded with zeros to one. Raises ValueError for an empty or integer waveform.
-    Source: Kaldi's compute-fbank-feats; per frame: mean removed, pre-emphasis, Hann window, |FFT|², mel, log.
+    Natural log of the mel power, never below log(1.19e-07) = -15.94; float32 unless the waveform is float64.
+    A waveform shorter than one window is padded with zeros to one. Raises ValueError for an empty or integer
+    waveform. Source: Kaldi's compute-fbank-feats; per frame: mean removed, pre-emphasis, Hann window, |FFT|²,
+    mel, log.
     """
     if not waveform.is_floating_point():
         raise ValueError(f"compute_fbank takes a floating-point waveform in [-1, 1], got {waveform.dtype}.")
@@ -89,4 +91,5 @@ def compute_fbank(waveform: Tensor, config: FbankConfig) -> Tensor:
     frames = (frames - config.preemphasis * previous) * window
     spectrum = torch.fft.rfft(frames, n=_fft_size(config))
     power = spectrum.real.square() + spectrum.imag.square()
-    return (power @ banks).clamp_(min=LOG_FLOOR_POWER).log_()
+    mel: Tensor = power @ banks
+    return mel.clamp_(min=LOG_FLOOR_POWER).log_()

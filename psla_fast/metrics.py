@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Metrics:
-    """Means over the num_classes classes that have positives (AUC: and negatives); the num_skipped others are left out."""
+    """Means over the num_classes classes with positives (AUC: and negatives); num_skipped are left out."""
 
     mean_ap: float
     mean_auc: float
@@ -40,7 +40,9 @@ class _Ranking:
     num_positive: npt.NDArray[np.int64]  # (C,)
 
 
-def _check(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]:
+def _check(
+    scores: npt.ArrayLike, targets: npt.ArrayLike
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]:
     """Return scores (N, C) and boolean targets (N, C), or raise ValueError that says which is wrong."""
     score_array, target_array = np.asarray(scores), np.asarray(targets)
     if score_array.ndim != 2 or score_array.shape != target_array.shape:
@@ -49,7 +51,9 @@ def _check(scores: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[npt.NDArray[n
         score_array = score_array.astype(np.float64)
     if not np.isfinite(score_array).all():
         clip, class_index = np.argwhere(~np.isfinite(score_array))[0]
-        raise ValueError(f"the score of clip {clip}, class {class_index} is {score_array[clip, class_index]}.")
+        raise ValueError(
+            f"the score of clip {clip}, class {class_index} is {score_array[clip, class_index]}."
+        )
     positive = target_array != 0
     if not (positive == target_array).all():
         raise ValueError("targets hold values other than 0 and 1; metrics need hard labels.")
@@ -96,11 +100,13 @@ def _roc_auc(ranking: _Ranking) -> FloatArray:
 
 
 def _middle_of_curve(ranking: _Ranking) -> tuple[FloatArray, FloatArray]:
-    """Precision and recall (C,) at index L // 2 of scikit-learn's precision_recall_curve, whose length is L."""
+    """Precision and recall (C,) at index L // 2 of scikit-learn's precision_recall_curve of length L."""
     num_classes = len(ranking.num_positive)
     precision, recall = np.full(num_classes, np.nan), np.full(num_classes, np.nan)
     for c in np.flatnonzero(ranking.num_positive):
-        ends = np.unique(ranking.tie_end[c])  # one a threshold, from the highest; the curve runs from the lowest
+        ends = np.unique(
+            ranking.tie_end[c]
+        )  # one a threshold, from the highest; the curve runs from the lowest
         middle = (len(ends) + 1) // 2
         if middle == len(ends):
             precision[c], recall[c] = 1.0, 0.0  # the curve's closing point
@@ -112,7 +118,7 @@ def _middle_of_curve(ranking: _Ranking) -> tuple[FloatArray, FloatArray]:
 
 
 def average_precision(scores: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArray:
-    """Average precision of each class (C,): Σ (R_k - R_{k-1})·P_k over the distinct scores; NaN without positives.
+    """Average precision of each class (C,): Σ (R_k - R_{k-1})·P_k over distinct scores; NaN without any.
 
     scores (N, C) finite; targets (N, C) of 0 and 1. Raises ValueError for other shapes or values. Equal to
     sklearn.metrics.average_precision_score.
@@ -123,21 +129,22 @@ def average_precision(scores: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArr
 def roc_auc(scores: npt.ArrayLike, targets: npt.ArrayLike) -> FloatArray:
     """Area under the ROC curve of each class (C,); NaN for a class that has one value only.
 
-    scores (N, C) finite; targets (N, C) of 0 and 1. Raises ValueError for other shapes or values. Mann-Whitney's U
-    with ties counted half; equal to sklearn.metrics.roc_auc_score.
+    scores (N, C) finite; targets (N, C) of 0 and 1. Raises ValueError for other shapes or values.
+    Mann-Whitney's U with ties counted half; equal to sklearn.metrics.roc_auc_score.
     """
     return _roc_auc(_rank(*_check(scores, targets)))
 
 
 def d_prime(auc: float) -> float:
-    """d' = √2·Φ⁻¹(AUC), as PSLA and AudioSet's authors compute it from the mean AUC; infinite for 0 and 1."""
+    """D' = √2·Φ⁻¹(AUC), as PSLA and AudioSet's authors compute it from the mean AUC; infinite for 0 and 1."""
     return float(np.sqrt(2.0) * ndtri(auc))
 
 
 def compute_metrics(scores: npt.ArrayLike, targets: npt.ArrayLike) -> Metrics:
     """All of PSLA's figures, averaged over the classes that have positives.
 
-    scores (N, C) finite; targets (N, C) of 0 and 1. Raises ValueError where no class has positives and negatives.
+    scores (N, C) finite; targets (N, C) of 0 and 1. Raises ValueError where no class has positives and
+    negatives.
     """
     ranking = _rank(*_check(scores, targets))
     counted = ranking.num_positive > 0

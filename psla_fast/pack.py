@@ -1,4 +1,4 @@
-"""Pack: Clips -> shards. Each shard is an independent, deterministic task, so a killed pack resumes where it stopped."""
+"""Pack: Clips -> shards, each an independent, deterministic task, so that a killed pack can go on."""
 
 import hashlib
 import json
@@ -16,12 +16,11 @@ from tqdm import tqdm
 from psla_fast.audio import AudioError, read_duration, read_waveform
 from psla_fast.classes import Classes, format_classes
 from psla_fast.clip import Clip
-from psla_fast.fbank import FbankConfig, compute_fbank
+from psla_fast.fbank import PSLA_MEAN, PSLA_STD, FbankConfig, compute_fbank
 from psla_fast.shards.spec import FORMAT_VERSION, DtypeName, Storage, make_key, shard_name, write_atomically
 from psla_fast.shards.writer import ShardStatistics, ShardWriter, read_statistics, write_index
 from psla_fast.sources import Split
 
-PSLA_MEAN, PSLA_STD = -4.6476, 4.5699
 FEWEST_SHARDS, FEWEST_CLIPS_A_SHARD = 8, 16  # so that several workers share a small set too
 MEASURED_CLIPS = 512  # whose headers are read to estimate the size of a clip
 
@@ -39,7 +38,8 @@ class PackConfig:
     seed: int = 0
     """Shuffles the clips across the shards, so that sequential readers see mixed classes."""
     max_rejected_fraction: float = 0.01
-    """Largest share of a split's clips that may be left out (missing, undecodable, …) before it is an error."""
+    """Largest share of a split's clips that may be left out (missing, undecodable, …) before it is an
+    error."""
     fbank: FbankConfig = FbankConfig()
 
     def __post_init__(self) -> None:
@@ -49,7 +49,9 @@ class PackConfig:
         if not self.shard_mb > 0:
             raise ValueError(f"--shard-mb is {self.shard_mb}; give a size above 0.")
         if not 0 <= self.max_rejected_fraction <= 1:
-            raise ValueError(f"--max-rejected-fraction is {self.max_rejected_fraction}; give a number from 0 to 1.")
+            raise ValueError(
+                f"--max-rejected-fraction is {self.max_rejected_fraction}; give a number from 0 to 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class SplitSummary:
         if self.rejected:
             listed = ", ".join(f"{count} {reason}" for reason, count in sorted(self.rejected.items()))
             yield f"       rejected {sum(self.rejected.values())}: {listed} (rejected.jsonl)"
-        yield f"       log-mel mean {self.mean:.4f}, std {self.std:.4f} (PSLA's AudioSet: {PSLA_MEAN}, {PSLA_STD})"
+        measured = f"log-mel mean {self.mean:.4f}, std {self.std:.4f}"
+        yield f"       {measured} (PSLA's AudioSet: {PSLA_MEAN}, {PSLA_STD})"
 
 
 def pack_splits(classes: Classes, splits: list[Split], out: Path, config: PackConfig) -> list[SplitSummary]:
@@ -89,7 +92,9 @@ def pack_splits(classes: Classes, splits: list[Split], out: Path, config: PackCo
         raise ValueError(f"{out}/classes.csv lists other classes than this source. Choose another OUT.")
     for split in splits:
         (out / split.name).mkdir(parents=True, exist_ok=True)
-        _write_rejected(out / split.name, _rejected_rows(split), len(split.clips) + len(split.rejected), config)
+        _write_rejected(
+            out / split.name, _rejected_rows(split), len(split.clips) + len(split.rejected), config
+        )
         if not split.clips:
             raise ValueError(f"split {split.name} has no clip. Check the data set's CSV files.")
     write_atomically(out / "classes.csv", text)
@@ -105,7 +110,9 @@ def _pack_split(split: Split, folder: Path, num_classes: int, config: PackConfig
     waiting = [task for task, finished in zip(tasks, done, strict=True) if not finished]
     with tqdm(total=len(split.clips), desc=f"pack {split.name}", unit="clip", disable=None) as bar:
         bar.update(sum(len(task[2]) for task, finished in zip(tasks, done, strict=True) if finished))
-        workers = joblib.Parallel(n_jobs=min(config.workers, max(1, len(waiting))), return_as="generator_unordered")
+        workers = joblib.Parallel(
+            n_jobs=min(config.workers, max(1, len(waiting))), return_as="generator_unordered"
+        )
         for num_done in workers(joblib.delayed(_pack_shard)(*task) for task in waiting):
             bar.update(num_done)
     shards = [read_statistics(folder / f"{shard_name(number)}.json") for number in range(num_shards)]
@@ -126,7 +133,9 @@ def _pack_split(split: Split, folder: Path, num_classes: int, config: PackConfig
 
 
 def _rejected_rows(split: Split) -> list[dict[str, str]]:
-    return [{"key": make_key(clip.name), "source": clip.source, "reason": clip.reason} for clip in split.rejected]
+    return [
+        {"key": make_key(clip.name), "source": clip.source, "reason": clip.reason} for clip in split.rejected
+    ]
 
 
 def _write_rejected(folder: Path, rows: list[dict[str, str]], num_clips: int, config: PackConfig) -> None:
@@ -135,8 +144,9 @@ def _write_rejected(folder: Path, rows: list[dict[str, str]], num_clips: int, co
     write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
     if len(rows) > config.max_rejected_fraction * num_clips:
         raise ValueError(
-            f"split {folder.name}: {len(rows)} of {num_clips} clips rejected, more than --max-rejected-fraction "
-            f"{config.max_rejected_fraction:g}. See {path}; mend the source or raise the fraction."
+            f"split {folder.name}: {len(rows)} of {num_clips} clips rejected, more than "
+            f"--max-rejected-fraction {config.max_rejected_fraction:g}. See {path}; mend the source, "
+            "or raise the fraction."
         )
 
 
@@ -159,7 +169,7 @@ def _fingerprint(clips: Iterable[Clip]) -> str:
 
 
 def _plan(split: Split, folder: Path, config: PackConfig) -> int:
-    """Return the number of shards: from pack.json if the folder was begun, else estimated and written there."""
+    """Return the number of shards: from pack.json where the folder was begun, else estimated."""
     plan: dict[str, object] = {"settings": _settings(config), "clips": _fingerprint(split.clips)}
     path = folder / "pack.json"
     if path.is_file():
@@ -167,12 +177,18 @@ def _plan(split: Split, folder: Path, config: PackConfig) -> int:
             before = json.loads(path.read_bytes())
             num_shards = int(before.pop("num_shards"))
         except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} is damaged ({error}). Choose another OUT, or delete this folder.") from error
+            raise ValueError(
+                f"{path} is damaged ({error}). Choose another OUT, or delete this folder."
+            ) from error
         if before != plan:
             was = before.get("settings", {})
-            changed = [f"{k} was {was.get(k)}, is {v}" for k, v in _settings(config).items() if was.get(k) != v]
+            changed = [
+                f"{k} was {was.get(k)}, is {v}" for k, v in _settings(config).items() if was.get(k) != v
+            ]
             what = "; ".join(changed) or "its list of clips differs"
-            raise ValueError(f"{folder} was packed otherwise: {what}. Choose another OUT, or delete this folder.")
+            raise ValueError(
+                f"{folder} was packed otherwise: {what}. Choose another OUT, or delete this folder."
+            )
         return num_shards
     rng = np.random.Generator(np.random.PCG64(config.seed))
     measured = rng.choice(len(split.clips), size=min(MEASURED_CLIPS, len(split.clips)), replace=False)
@@ -191,7 +207,7 @@ def _task(clips: list[Clip], config: PackConfig) -> str:
 
 
 def _is_done(folder: Path, number: int, clips: list[Clip], config: PackConfig) -> bool:
-    """Tell whether a shard is whole: its statistics are there, belong to this task, and its tar has their size."""
+    """Tell whether a shard is whole: statistics and tar are there, of this task, and of equal size."""
     stem = folder / shard_name(number)
     if not stem.with_suffix(".json").is_file() or not stem.with_suffix(".idx").is_file():
         return False
@@ -204,7 +220,9 @@ def _is_done(folder: Path, number: int, clips: list[Clip], config: PackConfig) -
 def _pack_shard(folder: Path, number: int, clips: list[Clip], config: PackConfig) -> int:
     """Write one shard and return how many clips it took in, rejected ones included."""
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the workers share the cores; also keeps the bytes independent of the machine's size
+    torch.set_num_threads(
+        1
+    )  # the workers share the cores; also keeps the bytes independent of the machine's size
     try:
         with ShardWriter(folder, number, Storage.of(config.dtype), _task(clips, config)) as writer:
             for clip in clips:

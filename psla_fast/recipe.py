@@ -19,7 +19,9 @@ Config = TypeVar("Config")
 def packaged_recipes() -> list[str]:
     """Name the recipes that come with the package, for instance `fsd50k`."""
     folder = resources.files("psla_fast") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
+    )
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -44,7 +46,8 @@ def read_recipe(name: str) -> dict[str, Any]:
 def parse_recipes(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
     """Parse `RECIPE.toml… [--flag value]…`; the later wins.
 
-    Raises ValueError with the closest known name for an unknown key or flag. `--help` prints and exits with 0.
+    Raises ValueError with the closest known name for an unknown key or flag. `--help` prints and exits with
+    0.
     """
     recipes = []
     for argument in arguments:
@@ -135,6 +138,8 @@ def _as_flag(key: str, value: Any) -> list[str]:
 def _one_line(box: str) -> str:
     """Take the sentence out of tyro's box."""
     lines = [re.sub(r"[╭╮╰╯│─]", " ", line).strip() for line in box.splitlines()]
-    kept = [line for line in lines[1:] if line and not line.startswith(("For full helptext", "Argument helptext"))]
+    kept = [
+        line for line in lines[1:] if line and not line.startswith(("For full helptext", "Argument helptext"))
+    ]
     text = " ".join(kept).rstrip(".:")
     return (text[:300] or "the arguments can't be parsed") + "."

@@ -17,8 +17,8 @@ class SamplingConfig:
     """Which clips an epoch sees, and how they are mixed."""
 
     kind: Literal["balanced", "shuffle"] = "balanced"
-    """balanced: PSLA's, with replacement, a clip's weight is Σ over its labels of 1000/(count + 0.01). shuffle: every
-    clip once."""
+    """balanced: PSLA's, with replacement, a clip's weight is Σ over its labels of 1000/(count + 0.01).
+    shuffle: every clip once."""
     num_draws: int = 0
     """Draws of an epoch; 0: as many as there are clips."""
     mixup_rate: float = 0.5
@@ -38,7 +38,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of one epoch: clip ids (D,), partner ids (D,) with -1 where a clip is not mixed, λ (D,) (1 there)."""
+    """One epoch's draws: clip ids (D,), partner ids (D,), -1 where a clip isn't mixed, λ (D,), there 1."""
 
     clip_ids: npt.NDArray[np.int64]
     partner_ids: npt.NDArray[np.int64]
@@ -63,13 +63,15 @@ def compute_sample_weights(
     """
     per_class = 1000.0 / (compute_class_counts(indices, num_classes) + 0.01)
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    return np.bincount(rows, weights=per_class[indices], minlength=len(indptr) - 1)
+    summed = np.bincount(rows, weights=per_class[indices], minlength=len(indptr) - 1)
+    return summed.astype(np.float64, copy=False)
 
 
 def compute_draws(config: SamplingConfig, weights: npt.NDArray[np.float64], seed: int, epoch: int) -> Draws:
     """Draw the clips, partners and λ of an epoch from the sample weights (N,).
 
-    Deterministic in (config, weights, seed, epoch). Raises ValueError where a balanced draw has no clip to draw.
+    Deterministic in (config, weights, seed, epoch). Raises ValueError where a balanced draw has no clip to
+    draw.
     """
     num_clips = len(weights)
     num_draws = config.num_draws or num_clips
@@ -77,7 +79,9 @@ def compute_draws(config: SamplingConfig, weights: npt.NDArray[np.float64], seed
     if config.kind == "balanced":
         cumulative = np.cumsum(weights)
         if not num_clips or not cumulative[-1] > 0:
-            raise ValueError(f"none of the {num_clips} clips has a label to balance by. Use --sampling.kind shuffle.")
+            raise ValueError(
+                f"none of the {num_clips} clips has a label to balance by. Use --sampling.kind shuffle."
+            )
         position = rng.random(num_draws) * cumulative[-1]
         clip_ids = np.searchsorted(cumulative, position, side="right").astype(np.int64)
         clip_ids = np.minimum(clip_ids, np.flatnonzero(weights)[-1])  # rounding at the upper end

@@ -46,7 +46,7 @@ def add_epoch_scores(
     mean_scores: npt.NDArray[np.floating],
     targets: npt.NDArray[np.generic],
 ) -> None:
-    """Add one epoch's scores as `epochs/NN` to a run's score file, whose `scores` are the mean so far. Atomic."""
+    """Add one epoch's scores as `epochs/NN` to a run's score file, whose `scores` are the mean; atomic."""
     with _replacing(path) as temporary:
         if path.is_file() and epoch > 1:
             shutil.copyfile(path, temporary)
@@ -87,7 +87,11 @@ def read_scores(path: Path) -> ScoreFile:
             scores = file["scores"][:].astype(np.float32)
             targets = file["targets"][:] if "targets" in file else np.empty((0, *scores.shape[1:]), np.uint8)
     except (OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a score file ({error}). It needs key (N,) and scores (N, C).") from error
+        raise ValueError(
+            f"{path} is not a score file ({error}). It needs key (N,) and scores (N, C)."
+        ) from error
     if scores.ndim != 2 or len(scores) != len(keys) or len(set(keys)) != len(keys):
-        raise ValueError(f"{path}: {len(keys)} keys, {len(set(keys))} different, scores {scores.shape}; not a score file.")
+        raise ValueError(
+            f"{path}: {len(keys)} keys, {len(set(keys))} different, scores {scores.shape}; not a score file."
+        )
     return ScoreFile(keys, scores, targets)

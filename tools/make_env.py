@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make `.venv` in this checkout: a thin environment over a shared one that is keyed by pyproject.toml's hash.
 
-The heavy packages (torch, DALI: 5.5 GB) live in ~/.cache/psla_fast/venv-HASH ($PSLA_FAST_CACHE moves it), installed
-once for all checkouts with the same pyproject.toml. `.venv` adds this checkout, editable, and the commands.
-Uses the standard library only.
+The heavy packages (torch, DALI: 5.5 GB) live in ~/.cache/psla_fast/venv-HASH ($PSLA_FAST_CACHE moves it),
+installed once for all checkouts with the same pyproject.toml. `.venv` adds this checkout, editable, and the
+commands. Uses the standard library only.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ EXTRAS = ["dali", "dev", "lite"]
 
 
 def run(*command: str | Path) -> None:
-    """Run a command; a failure ends the script with that command's status, its own output being the message."""
+    """Run a command; its failure ends the script."""
     status = subprocess.run([str(part) for part in command], check=False).returncode
     if status:
         sys.exit(f"make env: `{' '.join(map(str, command))}` failed with status {status}")
@@ -54,7 +54,7 @@ def make_shared(shared: Path) -> None:
 
 
 def make_thin(shared: Path, venv: Path) -> None:
-    """Lay `.venv` over `shared`: its packages on the path, this checkout editable, its commands with our Python."""
+    """Lay `.venv` over `shared`: its packages, this checkout editable, its commands with our Python."""
     if venv.is_symlink():
         venv.unlink()
     run(sys.executable, "-m", "venv", "--clear", "--without-pip", venv)
@@ -73,14 +73,22 @@ def make_thin(shared: Path, venv: Path) -> None:
             own.chmod(0o755)
         else:
             own.symlink_to(command)
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--root-user-action=ignore"]
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        "--root-user-action=ignore",
+    ]
     run(*pip, "--no-deps", "--no-build-isolation", "--editable", ROOT)
 
 
 def main() -> None:
     """Make what is missing or out of date; nothing otherwise."""
-    if sys.version_info < (3, 11):
-        sys.exit(f"make env: Python {sys.version.split()[0]} found, 3.11 or newer needed: make env PYTHON=python3.11")
+    if sys.version_info < (3, 11):  # noqa: UP036 - run by whatever Python there is
+        sys.exit(f"make env: Python {sys.version.split()[0]} found, 3.11 needed: make env PYTHON=python3.11")
     if os.name != "posix":
         sys.exit("make env: needs Linux or macOS; elsewhere: pip install -e .[dev,lite]")
     key = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Attention pooling: features over time -> clip-wise scores, with PSLA's state-dict names; float32 throughout."""
+"""Attention pooling: features over time -> clip-wise scores in float32, with PSLA's state-dict names."""
 
 # B clips, D feature channels, T' time steps of the features, C classes, H heads
 
@@ -9,19 +9,23 @@ EPSILON = 1e-7
 
 
 class AttentionPooling(nn.Module):
-    """PSLA's pooling with H heads: for each, Σ_t att(t)·cla(t) with att normalised over time; heads are summed.
+    """PSLA's pooling with H heads: Σ_t att(t)·cla(t) of each, att normalised over time; heads are summed.
 
-    Heads are weighted by `head_weight` (learnt, starts at 1/H) where H > 1; H = 1 has none; H = 0 is the mean over time
-    of cla. All heads' 1×1 convolutions run as one product.
+    Heads are weighted by `head_weight` (learnt, starts at 1/H) where H > 1; H = 1 has none; H = 0 is the mean
+    over time of cla. All heads' 1×1 convolutions run as one product.
     """
 
     def __init__(self, num_features: int, num_classes: int, num_heads: int) -> None:
-        """Build the 1×1 convolutions under PSLA's names: att.{i}, cla.{i}; att, cla for one head; cla for none."""
+        """Build 1×1 convolutions under PSLA's names: att.{i} and cla.{i}, or att and cla, or cla alone."""
         super().__init__()
         self.num_heads, self.num_classes = num_heads, num_classes
         if num_heads > 1:
-            self.att: nn.Module = nn.ModuleList([_pointwise(num_features, num_classes) for _ in range(num_heads)])
-            self.cla: nn.Module = nn.ModuleList([_pointwise(num_features, num_classes) for _ in range(num_heads)])
+            self.att: nn.Module = nn.ModuleList(
+                [_pointwise(num_features, num_classes) for _ in range(num_heads)]
+            )
+            self.cla: nn.Module = nn.ModuleList(
+                [_pointwise(num_features, num_classes) for _ in range(num_heads)]
+            )
             self.head_weight = nn.Parameter(torch.full((num_heads,), 1.0 / num_heads))
         else:
             if num_heads == 1:
@@ -38,11 +42,14 @@ class AttentionPooling(nn.Module):
         weight = torch.cat([conv.weight.flatten(1) for conv in convolutions])  # (2·H·C or C, D)
         bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])
         activity = torch.sigmoid(weight @ features + bias[:, None])  # (B, 2·H·C or C, T')
+        num_steps = features.shape[2]
         if self.num_heads == 0:
             return activity.mean(dim=2)
-        attention, activity = activity.unflatten(1, (2, -1, self.num_classes)).unbind(1)  # (B, H, C, T') each
+        attention, activity = activity.view(len(activity), 2, -1, self.num_classes, num_steps).unbind(
+            1
+        )  # (B, H, C, T') each
         attention = attention.clamp(EPSILON, 1 - EPSILON)
-        pooled = (attention * activity).sum(dim=3) / attention.sum(dim=3)  # (B, H, C)
+        pooled: Tensor = (attention * activity).sum(dim=3) / attention.sum(dim=3)  # (B, H, C)
         if self.num_heads == 1:
             return pooled.squeeze(1)
         return (pooled * self.head_weight[:, None]).sum(dim=1)

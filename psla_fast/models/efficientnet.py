@@ -3,7 +3,7 @@
 import contextlib
 import urllib.error
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from efficientnet_pytorch import EfficientNet
@@ -21,7 +21,9 @@ B_NAMES = tuple(f"efficientnet_b{size}" for size in range(8))
 def build_efficientnet(config: ModelConfig, num_classes: int) -> nn.Module:
     """Build an EfficientNet with attention pooling; weights by `config.pretrained`."""
     imagenet = config.pretrained == "imagenet"
-    backbone = _build_lite0(imagenet) if config.name == "efficientnet_lite0" else _build_b(config.name, imagenet)
+    backbone = (
+        _build_lite0(imagenet) if config.name == "efficientnet_lite0" else _build_b(config.name, imagenet)
+    )
     if imagenet:
         stem = backbone._conv_stem
         summed = sum_rgb_stem(stem.weight.detach())
@@ -30,6 +32,9 @@ def build_efficientnet(config: ModelConfig, num_classes: int) -> nn.Module:
     for name in ("_fc", "_dropout", "_avg_pooling"):
         if hasattr(backbone, name):
             delattr(backbone, name)
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = config.batch_norm_momentum
     _set_padding(backbone, config.same_padding == "symmetric")
     model = TaggerNet(backbone, backbone._conv_head.out_channels, num_classes, config.num_heads)
     if config.pretrained not in ("none", "imagenet"):
@@ -65,7 +70,7 @@ def _build_lite0(imagenet: bool) -> Any:
 
 
 def _download(official: str) -> Path:
-    """Return the file of a model's ImageNet weights, fetched into torch hub's cache where it isn't there yet."""
+    """Return the file of a model's ImageNet weights; it is fetched into torch hub's cache first."""
     url = url_map[official]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if path.is_file():
@@ -76,8 +81,8 @@ def _download(official: str) -> Path:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"ImageNet weights of {official} can't be fetched from {url} ({error}). Put that file at {path}, or use "
-            "--model.pretrained none, or --model.name efficientnet_lite0, whose weights are installed."
+            f"ImageNet weights of {official} can't be fetched from {url} ({error}). Put that file at {path}, "
+            "or use --model.pretrained none, or --model.name efficientnet_lite0, whose weights are installed."
         ) from error
     return path
 
@@ -88,8 +93,10 @@ def _set_padding(backbone: nn.Module, symmetric: bool) -> None:
         padding = getattr(module, "static_padding", None)
         if not isinstance(padding, nn.ZeroPad2d):
             continue
-        left, right, top, bottom = cast(tuple[int, int, int, int], padding.padding)
+        left, right, top, bottom = padding.padding
         if symmetric:
             left, top = right, bottom  # the larger half on both sides
-        if left == right and top == bottom:
-            module.padding, module.static_padding = (top, left), nn.Identity()
+        padding.padding = (left, right, top, bottom)
+        if left == right and top == bottom and isinstance(module, nn.Conv2d):
+            module.padding = (top, left)
+            module.static_padding = nn.Identity()

@@ -16,13 +16,13 @@ class TaggerNet(nn.Module):
         self.attention = AttentionPooling(num_features, num_classes, num_heads)
 
     def features(self, fbank: Tensor) -> Tensor:
-        """Backbone features (B, D, T') of normalised log-mels (B, T, F), averaged over frequency, in float32."""
+        """Backbone features (B, D, T') of normalised log-mels (B, T, F), float32, averaged over frequency."""
         picture = fbank.transpose(1, 2).unsqueeze(1)  # (B, 1, F, T)
         maps: Tensor = self.effnet.extract_features(picture)  # type: ignore[operator]
         with torch.autocast(maps.device.type, enabled=False):
             return maps.float().mean(dim=2)
 
     def forward(self, fbank: Tensor) -> Tensor:
-        """Score normalised log-mels (B, T, F): (B, C) in [0, 1], slightly above 1 possible with several heads."""
+        """Score normalised log-mels (B, T, F): (B, C) in [0, 1]; several heads can sum to just above 1."""
         scores: Tensor = self.attention(self.features(fbank))
         return scores

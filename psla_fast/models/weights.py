@@ -9,16 +9,20 @@ from torch import Tensor, nn
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the model's state dict from one of our checkpoints or from a bare state-dict file (weights only)."""
+    """Read a model's state dict from one of our checkpoints or a bare state-dict file, weights only."""
     content = read_torch_file(path)
     state = content.get("model", content)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
         raise ValueError(f"{path} holds no model weights. Pass a checkpoint (*.pt) or a state dict (*.pth).")
     return clean_state_dict(state)
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """Read a torch file of tensors and plain values; raises ValueError for anything else, without running code."""
+    """Read a torch file of tensors and plain values; runs no code, raises ValueError for anything else."""
     if not path.is_file():
         raise ValueError(f"{path} not found. Pass a checkpoint (*.pt) or a state dict (*.pth).")
     try:
@@ -32,7 +36,7 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 
 def clean_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the prefixes that DataParallel, DDP and torch.compile add, and PSLA's leftover ImageNet classifier."""
+    """Drop what DataParallel, DDP and torch.compile prefix, and PSLA's leftover ImageNet classifier."""
     cleaned = {}
     for name, value in state.items():
         short = name
@@ -56,10 +60,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     for name, value in wanted.items():
         if state[name].shape != value.shape:
             got, want = tuple(state[name].shape), tuple(value.shape)
-            raise ValueError(f"{path}: {name} has shape {got}, this model {want}. Is it for another class list?")
+            raise ValueError(
+                f"{path}: {name} has shape {got}, this model {want}. Is it for another class list?"
+            )
     model.load_state_dict(state)
 
 
 def sum_rgb_stem(stem_weight: Tensor) -> Tensor:
-    """Turn a stem's RGB weights (D, 3, k, k) into one channel's (D, 1, k, k): the response to a grey picture."""
+    """Turn a stem's RGB weights (D, 3, k, k) into one channel's (D, 1, k, k): its response to grey."""
     return stem_weight.sum(dim=1, keepdim=True)

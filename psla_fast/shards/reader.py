@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import h5py
 import numpy as np
@@ -21,7 +21,7 @@ from psla_fast.shards.spec import FORMAT_VERSION, Storage, shard_name
 
 
 class ShardError(ValueError):
-    """A shard set that is damaged or incomplete; says the shard, the key and the offset where they are known."""
+    """A damaged or incomplete shard set; says shard, key and offset where they are known."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Index:
 
 
 class Shards:
-    """An open split: `len`, `keys`, `labels(i)`, `fbank(i)` by global clip id; safe to read from several threads."""
+    """An open split: len, `keys`, `labels(i)`, `fbank(i)` by clip id; several threads may read it."""
 
-    def __init__(self, folder: Path, index: Index, attributes: dict[str, object], classes: Classes) -> None:
+    def __init__(self, folder: Path, index: Index, attributes: dict[str, Any], classes: Classes) -> None:
         """Take what `open_shards` read."""
         self.folder = folder
         self.index = index
         self.classes = classes
         self.fbank_config = FbankConfig(**json.loads(str(attributes["fbank"])))
-        self.storage = Storage(str(attributes["dtype"]), float(attributes["scale"]), float(attributes["offset"]))  # type: ignore[arg-type]
-        self.mean, self.std = float(attributes["mean"]), float(attributes["std"])  # type: ignore[arg-type]
+        self.storage = Storage(attributes["dtype"], float(attributes["scale"]), float(attributes["offset"]))
+        self.mean, self.std = float(attributes["mean"]), float(attributes["std"])
         self.fingerprint = str(attributes["fingerprint"])
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
@@ -97,14 +97,14 @@ class Shards:
         clip_id = range(len(self))[clip_id]
         shape = (int(self.index.num_frames[clip_id]), self.fbank_config.num_mels)
         stored = np.empty(shape, dtype=self.storage.numpy)
-        self.read_into(clip_id, memoryview(stored).cast("B"), check_crc=True)
+        self.read_into(clip_id, stored.data.cast("B"), check_crc=True)
         return self.storage.decode(stored)
 
     def read_into(self, clip_id: int, target: memoryview, check_crc: bool) -> None:
         """Read a clip's first stored bytes, as many as `target` holds, straight into it.
 
-        The checksum can be checked only where `target` takes the whole clip. Raises ShardError naming shard, key and
-        offset for a short read or a wrong checksum.
+        The checksum can be checked only where `target` takes the whole clip. Raises ShardError naming shard,
+        key and offset for a short read or a wrong checksum.
         """
         shard, offset = int(self.index.shard[clip_id]), int(self.index.offset[clip_id])
         try:
@@ -134,7 +134,9 @@ class Shards:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
-                raise ShardError(f"{path}: {error.strerror}. Pack again: only this shard is redone.") from error
+                raise ShardError(
+                    f"{path}: {error.strerror}. Pack again: only this shard is redone."
+                ) from error
             size, wanted = os.fstat(descriptor).st_size, int(self.index.shard_bytes[shard])
             if size != wanted:
                 os.close(descriptor)
@@ -152,26 +154,35 @@ class Shards:
 
 
 def open_shards(path: str | Path) -> Shards:
-    """Open a split's folder (for instance SHARDS/train). Raises ShardError that says what is missing or damaged."""
+    """Open a split's folder, for instance SHARDS/train; raises ShardError that says what is wrong."""
     folder = Path(path)
     index_path = folder / "index.h5"
     if not index_path.is_file():
         inside = [sub.name for sub in sorted(folder.glob("*")) if (sub / "index.h5").is_file()]
-        hint = f"Pass one of its splits: {', '.join(inside)}." if inside else "Pass a packed split, or pack first."
+        hint = (
+            f"Pass one of its splits: {', '.join(inside)}."
+            if inside
+            else "Pass a packed split, or pack first."
+        )
         raise ShardError(f"index.h5 not found in {folder}. {hint}")
     try:
         with h5py.File(index_path, "r") as file:
             attributes = dict(file.attrs.items())
             index = Index(**{name: file[name][:] for name in Index.__dataclass_fields__})
     except (OSError, KeyError, RuntimeError) as error:
-        raise ShardError(f"{index_path} can't be read ({error}). Pack again: only the index is redone.") from error
+        raise ShardError(
+            f"{index_path} can't be read ({error}). Pack again: only the index is redone."
+        ) from error
     if attributes.get("format_version") != FORMAT_VERSION:
         found = attributes.get("format_version")
-        raise ShardError(f"{index_path} has format version {found}, this code reads {FORMAT_VERSION}. Pack again.")
+        raise ShardError(
+            f"{index_path} has format version {found}, this code reads {FORMAT_VERSION}. Pack again."
+        )
     classes = read_classes(folder.parent / "classes.csv")
     if len(classes) != attributes["num_classes"]:
         raise ShardError(
-            f"{folder.parent / 'classes.csv'} has {len(classes)} classes, {index_path} {attributes['num_classes']}."
+            f"{folder.parent / 'classes.csv'} has {len(classes)} classes, {index_path} "
+            f"{attributes['num_classes']}. Restore the class list that was packed."
         )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * len(index.shard_bytes) + 256

@@ -1,7 +1,8 @@
 """What a shard is made of: names, sizes, number formats; shared by writer and reader.
 
-A split's folder holds NNNNN.tar (USTAR, mtime 0; a clip is `<key>.fbank` and `<key>.labels`), NNNNN.idx (DALI's index),
-NNNNN.json (statistics, written last), index.h5 (all clips), rejected.jsonl; classes.csv lies one folder above.
+A split's folder holds NNNNN.tar (USTAR, mtime 0; a clip is `<key>.fbank` and `<key>.labels`), NNNNN.idx
+(DALI's index), NNNNN.json (statistics, written last), index.h5 (all clips), rejected.jsonl; classes.csv lies
+one folder above.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ class Storage:
 
     @classmethod
     def of(cls, dtype: DtypeName) -> "Storage":
-        """Give the storage of a dtype: float16 as it is; uint8 spreads 256 steps of 0.11 over [-15.94, 12]."""
+        """Give the storage of a dtype: float16 as it is; uint8 in 256 steps of 0.11 over [-15.94, 12]."""
         if dtype == "float16":
             return cls("float16")
         return cls("uint8", (HIGHEST_LOG_MEL - LOWEST_LOG_MEL) / 255, LOWEST_LOG_MEL)
@@ -45,7 +46,8 @@ class Storage:
         """Turn log-mels into stored values (rounded to the nearest; uint8 saturates)."""
         if self.dtype == "float16":
             return fbank.astype(self.numpy)
-        return np.clip(np.rint((fbank - self.offset) / self.scale), 0, 255).astype(self.numpy)
+        steps: npt.NDArray[np.float32] = np.rint((fbank - self.offset) / self.scale)
+        return np.clip(steps, 0, 255).astype(self.numpy)
 
     def decode(self, stored: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """Turn stored values back into float32 log-mels."""
@@ -55,7 +57,7 @@ class Storage:
 
 
 def make_key(name: str) -> str:
-    """Turn a clip's original name into a key that tar, WebDataset and DALI take: [A-Za-z0-9_-], 80 bytes at most.
+    """Turn a clip's name into a key that tar, WebDataset and DALI take: ≤ 80 of [A-Za-z0-9_-].
 
     A name that has to be changed gets a hash of the original, so that two names never share a key.
     """

@@ -1,4 +1,4 @@
-"""Write shards: fbanks and labels -> one tar with its DALI index and statistics; statistics of all -> index.h5."""
+"""Write shards: fbanks and labels -> a tar with DALI index and statistics; those of all -> index.h5."""
 
 # N clips of a split, K clips of a shard
 
@@ -24,7 +24,7 @@ from psla_fast.shards.spec import FORMAT_VERSION, TAR_BLOCK, Storage, shard_name
 
 @dataclass(frozen=True)
 class Member:
-    """One packed clip, as its shard's statistics list it; offset is where its fbank's bytes begin in the tar."""
+    """One packed clip, as its shard's statistics list it; offset is where its fbank begins in the tar."""
 
     key: str
     name: str
@@ -51,10 +51,10 @@ class ShardStatistics:
 
 
 class ShardWriter:
-    """Writes one shard; nothing of it has its final name before `close`, and its statistics get theirs last."""
+    """Writes one shard; no file has its final name before `close`, and the statistics get theirs last."""
 
     def __init__(self, folder: Path, number: int, storage: Storage, task: str) -> None:
-        """Open NNNNN.tar.tmp in `folder`; `task` is the fingerprint of what goes in, kept in the statistics."""
+        """Open NNNNN.tar.tmp in `folder`; `task`, the fingerprint of what goes in, is kept."""
         self._stem = folder / shard_name(number)
         self._storage = storage
         self._statistics = ShardStatistics(task=task)
@@ -66,13 +66,17 @@ class ShardWriter:
         """Return the writer."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
         """Close the file; after an error the half-written shard is removed."""
         self._tar.close()
         if kind is not None:
             self._temporary.unlink(missing_ok=True)
 
-    def add(self, key: str, name: str, source: str, fbank: npt.NDArray[np.float32], labels: Sequence[int]) -> None:
+    def add(
+        self, key: str, name: str, source: str, fbank: npt.NDArray[np.float32], labels: Sequence[int]
+    ) -> None:
         """Append a clip: its log-mels (T, F), unpadded, and its class indices."""
         stored = np.ascontiguousarray(self._storage.encode(fbank))
         payload = stored.tobytes()
@@ -88,7 +92,9 @@ class ShardWriter:
         statistics.log_mel_square_sum += float(np.square(seen).sum())
         statistics.num_frames += len(fbank)
         statistics.clips.append(
-            Member(key, name, source, offset, len(fbank), zlib.crc32(payload), [int(label) for label in labels])
+            Member(
+                key, name, source, offset, len(fbank), zlib.crc32(payload), [int(label) for label in labels]
+            )
         )
 
     def count_short(self) -> None:
@@ -110,7 +116,9 @@ class ShardWriter:
         os.replace(self._temporary, self._stem.with_suffix(".tar"))
         index = "\n".join([f"v1.2 {len(self._index_lines)}", *self._index_lines]) + "\n"
         write_atomically(self._stem.with_suffix(".idx"), index.encode())
-        write_atomically(self._stem.with_suffix(".json"), json.dumps(asdict(self._statistics), indent=0).encode())
+        write_atomically(
+            self._stem.with_suffix(".json"), json.dumps(asdict(self._statistics), indent=0).encode()
+        )
         return self._statistics
 
     def _append(self, name: str, payload: bytes) -> int:
@@ -131,7 +139,9 @@ def read_statistics(path: Path) -> ShardStatistics:
         fields["clips"] = [Member(**member) for member in fields["clips"]]
         return ShardStatistics(**fields)
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete it and pack again: only this shard is redone.") from error
+        raise ValueError(
+            f"{path} is damaged ({error}). Delete it and pack again: only this shard is redone."
+        ) from error
 
 
 def write_index(
@@ -139,7 +149,8 @@ def write_index(
 ) -> tuple[float, float]:
     """Write index.h5 over all shards of a split and return its mean and std of the stored log-mels.
 
-    The fingerprint is a sha256 over keys, frames, checksums, labels, and format, so it changes with any content.
+    The fingerprint is a sha256 over keys, frames, checksums, labels, and format, so it changes with any
+    content.
     """
     clips = [member for shard in shards for member in shard.clips]
     indptr = np.concatenate([[0], np.cumsum([len(member.labels) for member in clips])]).astype(np.int64)
@@ -152,7 +163,9 @@ def write_index(
         "indptr": indptr,
         "indices": np.array([label for member in clips for label in member.labels], dtype="<i4"),
     }
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, asdict(fbank), asdict(storage), num_classes]).encode())
+    digest = hashlib.sha256(
+        json.dumps([FORMAT_VERSION, asdict(fbank), asdict(storage), num_classes]).encode()
+    )
     for name, column in columns.items():
         digest.update(name.encode() + column.tobytes())
     num_values = sum(shard.num_frames for shard in shards) * fbank.num_mels

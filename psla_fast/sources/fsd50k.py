@@ -14,9 +14,9 @@ TRUTH = "FSD50K.ground_truth"
 def read_fsd50k(root: Path) -> tuple[Classes, list[Split]]:
     """Read FSD50K's class list and its three splits from the folder that holds FSD50K.dev_audio.
 
-    A row whose audio file is missing, whose mid is not in the vocabulary, whose names and mids disagree in number, or
-    whose name stood before is rejected, not fatal. Raises ValueError where a file of the data set is missing or has
-    other columns.
+    A row whose audio file is missing, whose mid is not in the vocabulary, whose names and mids disagree in
+    number, or whose name stood before is rejected, not fatal. Raises ValueError where a file of the data set
+    is missing or has other columns.
     """
     for needed in (f"{TRUTH}/vocabulary.csv", f"{TRUTH}/dev.csv", f"{TRUTH}/eval.csv"):
         if not (root / needed).is_file():
@@ -29,11 +29,21 @@ def read_fsd50k(root: Path) -> tuple[Classes, list[Split]]:
     evaluation = list(_read_rows(root / TRUTH / "eval.csv", ["fname", "labels", "mids"]))
     unknown = sorted({row["split"] for row in dev} - {"train", "val"})
     if unknown:
-        raise ValueError(f"{TRUTH}/dev.csv has split {unknown[0]!r}, expected train or val. Restore the official file.")
+        raise ValueError(
+            f"{TRUTH}/dev.csv has split {unknown[0]!r}, expected train or val. Restore the official file."
+        )
     heard: set[str] = set()
     splits = [
-        _read_split("train", [row for row in dev if row["split"] == "train"], root / "FSD50K.dev_audio", classes, heard),
-        _read_split("val", [row for row in dev if row["split"] == "val"], root / "FSD50K.dev_audio", classes, heard),
+        _read_split(
+            "train",
+            [row for row in dev if row["split"] == "train"],
+            root / "FSD50K.dev_audio",
+            classes,
+            heard,
+        ),
+        _read_split(
+            "val", [row for row in dev if row["split"] == "val"], root / "FSD50K.dev_audio", classes, heard
+        ),
         _read_split("eval", evaluation, root / "FSD50K.eval_audio", classes, set()),
     ]
     return classes, splits
@@ -43,14 +53,20 @@ def _read_rows(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != columns:
-            raise ValueError(f"{path}: columns are {reader.fieldnames}, expected {columns}. Restore the official file.")
+            raise ValueError(
+                f"{path}: columns are {reader.fieldnames}, expected {columns}. Restore the official file."
+            )
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(f"{path}, line {reader.line_num}: expected {len(columns)} cells. Quote lists of labels.")
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: expected {len(columns)} cells. Quote lists of labels."
+                )
             yield row
 
 
-def _read_split(name: str, rows: list[dict[str, str]], folder: Path, classes: Classes, heard: set[str]) -> Split:
+def _read_split(
+    name: str, rows: list[dict[str, str]], folder: Path, classes: Classes, heard: set[str]
+) -> Split:
     """Make the clips of a split; `heard` holds the names that stood before, and takes these."""
     index_by_mid = classes.index_by_mid()
     there = {entry.name for entry in folder.iterdir()}

@@ -10,7 +10,16 @@ from psla_fast.stream.batch import Batch, BatchShape, StreamConfig
 from psla_fast.stream.indexed import IndexedStream
 from psla_fast.stream.plan import BatchPlan, DrawPlan, SequentialPlan
 
-__all__ = ["Batch", "BatchPlan", "BatchShape", "DrawPlan", "SequentialPlan", "Stream", "StreamConfig", "open_stream"]
+__all__ = [
+    "Batch",
+    "BatchPlan",
+    "BatchShape",
+    "DrawPlan",
+    "SequentialPlan",
+    "Stream",
+    "StreamConfig",
+    "open_stream",
+]
 
 
 class Stream(Protocol):

@@ -27,13 +27,14 @@ class StreamConfig:
         """Refuse values out of range."""
         if self.num_threads < 1 or self.read_ahead < 1:
             raise ValueError(
-                f"stream.num_threads is {self.num_threads}, stream.read_ahead {self.read_ahead}; give 1 or more."
+                f"stream.num_threads is {self.num_threads}, stream.read_ahead {self.read_ahead}; "
+                "give 1 or more."
             )
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The fixed shape of a rank's batches: B clips of at most T frames, with room for as many partners or none."""
+    """The fixed shape of a rank's batches: B clips of at most T frames, and room for partners or none."""
 
     batch_size: int
     num_frames: int
@@ -49,14 +50,15 @@ class BatchShape:
 class Batch:
     """B clips and their mixup partners as stored: rows 0…B-1 are the clips, the rows after them partners.
 
-    fbank (R, T, F) in the stored dtype, meaningful up to each row's num_frames (R,), whatever lies behind; targets
-    (R, C) multi-hot; partner_row (B,) is the row a clip is mixed with, its own where it isn't; lam (B,) in [0, 1];
-    clip_ids (≤ B,): fewer than B only in the last batch of a sequential pass, whose spare rows have 0 frames.
+    fbank (R, T, F) in the stored dtype, meaningful up to each row's num_frames (R,), whatever lies behind;
+    targets (R, C) multi-hot; partner_row (B,) is the row a clip is mixed with, its own where it isn't; lam
+    (B,) in [0, 1]; clip_ids (≤ B,): fewer than B only in the last batch of a sequential pass, whose spare
+    rows have 0 frames.
     """
 
+    clip_ids: npt.NDArray[np.int64]
     fbank: Tensor
     num_frames: Tensor
     targets: Tensor
     partner_row: Tensor
     lam: Tensor
-    clip_ids: npt.NDArray[np.int64]

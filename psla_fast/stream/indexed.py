@@ -27,16 +27,16 @@ class _Slab:
 class IndexedStream:
     """Reads batches ahead with a bounded number of slabs; keeps the order of the plans."""
 
-    def __init__(
-        self, shards: Shards, config: StreamConfig, shape: BatchShape, device: torch.device
-    ) -> None:
+    def __init__(self, shards: Shards, config: StreamConfig, shape: BatchShape, device: torch.device) -> None:
         """Allocate `read_ahead + 2` slabs of (rows, frames, F) and start no more than num_threads threads."""
         self._shards, self._config, self._shape, self._device = shards, config, shape, device
         num_frames = self._num_frames = shape.num_frames
         self._row_bytes = num_frames * shards.fbank_config.num_mels * shards.storage.numpy.itemsize
         self._frame_bytes = self._row_bytes // num_frames
         pinned = device.type == "cuda"
-        self._slabs = [_Slab(shards, shape.num_rows, num_frames, pinned) for _ in range(config.read_ahead + 2)]
+        self._slabs = [
+            _Slab(shards, shape.num_rows, num_frames, pinned) for _ in range(config.read_ahead + 2)
+        ]
         self._pool = ThreadPoolExecutor(config.num_threads, thread_name_prefix="psla-stream")
 
     def close(self) -> None:
@@ -103,13 +103,13 @@ class IndexedStream:
         partner_row[:num_clips][plan.partner_ids >= 0] = np.arange(num_clips, num_read)
         lam = np.ones(batch_size, dtype=np.float32)
         lam[:num_clips] = plan.lam
-        host = [torch.from_numpy(a) for a in (num_frames, targets, partner_row, lam)]
+        host = tuple(torch.from_numpy(a) for a in (num_frames, targets, partner_row, lam))
         if self._device.type != "cuda":
-            return Batch(slab.fbank, *host, clip_ids=plan.clip_ids)
+            return Batch(plan.clip_ids, slab.fbank, *host)
         device = self._device
         fbank = torch.empty_like(slab.fbank, device=device)
         fbank[:num_read].copy_(slab.fbank[:num_read], non_blocking=True)
-        copied = [tensor.pin_memory().to(device, non_blocking=True) for tensor in host]
-        slab.copied = torch.cuda.Event()
+        copied = tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in host)
+        slab.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         slab.copied.record()
-        return Batch(fbank, *copied, clip_ids=plan.clip_ids)
+        return Batch(plan.clip_ids, fbank, *copied)

@@ -1,4 +1,4 @@
-"""Plans: the draws of an epoch -> what each batch of a rank holds. Pure arithmetic: any step in O(1) after the draws."""
+"""Plans: the draws of an epoch -> what each batch of a rank holds, any step in O(1) after the draws."""
 
 import hashlib
 import json
@@ -24,19 +24,29 @@ class BatchPlan:
 class DrawPlan:
     """The training batches of a rank: its slice of each global batch of an epoch's draws.
 
-    Every rank has the same number of batches; draws that don't fill a last global batch are left out of the epoch.
+    Every rank has the same number of batches; draws that don't fill a last global batch are left out of the
+    epoch.
     """
 
     def __init__(
-        self, shards: Shards, config: SamplingConfig, seed: int, global_batch: int, rank: int = 0, world_size: int = 1
+        self,
+        shards: Shards,
+        config: SamplingConfig,
+        seed: int,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        """Raise ValueError where the world size doesn't divide the global batch, or an epoch has no whole batch."""
+        """Raise ValueError where ranks can't share a batch evenly, or an epoch has no whole batch."""
         if global_batch % world_size:
-            raise ValueError(f"a global batch of {global_batch} can't be shared by {world_size} ranks evenly.")
+            raise ValueError(
+                f"a global batch of {global_batch} can't be shared by {world_size} ranks evenly."
+            )
         num_draws = config.num_draws or len(shards)
         if num_draws < global_batch:
             raise ValueError(
-                f"an epoch has {num_draws} draws, fewer than one batch of {global_batch}. Lower --optim.batch-size."
+                f"an epoch has {num_draws} draws, fewer than one batch of {global_batch}. "
+                "Lower --optim.batch-size."
             )
         self._config, self._seed = config, seed
         self._global_batch, self._rank, self._rank_batch = global_batch, rank, global_batch // world_size
@@ -63,7 +73,7 @@ class DrawPlan:
 
 
 class SequentialPlan:
-    """Every clip once, in order, for evaluation; rank r takes clips r, r + world size, …"""
+    """Every clip once, in order, for evaluation; rank r takes clips r, r + world size and so on."""
 
     def __init__(self, num_clips: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         """Plan for one rank."""

@@ -1,4 +1,4 @@
-"""Entry point of training: `python -m psla_fast.train RECIPE.toml… [--flag value]`, or the same under torchrun."""
+"""Entry point: `python -m psla_fast.train RECIPE.toml… [--flag value]`, or the same under torchrun."""
 
 import sys
 
@@ -9,7 +9,7 @@ from psla_fast.train.config import TrainConfig
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train as the recipes and flags say; exits with 2 and one line for bad input, 3 where a signal stopped the run."""
+    """Train as told; exits with 2 and one line for bad input, with 3 where a signal stopped the run."""
     prog = "psla_fast.train"
     with exit_on_user_error(prog):
         config = parse_recipes(TrainConfig, sys.argv[1:] if arguments is None else arguments, prog)
@@ -20,7 +20,10 @@ def main(arguments: list[str] | None = None) -> None:
             Trainer(config, world).run()
         except Stopped as stop:
             if world.is_first:
-                print(f"\nstopped by {stop}; the same command goes on from {config.run}/checkpoints/last.pt", flush=True)
+                print(
+                    f"\nstopped by {stop}; the same command goes on from {config.run}/checkpoints/last.pt",
+                    flush=True,
+                )
             sys.exit(3)
         finally:
             end_world()

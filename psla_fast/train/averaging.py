@@ -38,12 +38,16 @@ class RunningMean:
         """Take in one more set of the same names and shapes; raises ValueError otherwise."""
         if self.count and tensors.keys() != self._mean.keys():
             different = sorted(tensors.keys() ^ self._mean.keys())
-            raise ValueError(f"{len(different)} names differ between the sets to average, {different[0]} among them.")
+            raise ValueError(
+                f"{len(different)} names differ between the sets to average, {different[0]} among them."
+            )
         for name, tensor in tensors.items():
             value = tensor.detach().cpu()
             if self.count and value.shape != self._mean[name].shape:
                 got, want = tuple(value.shape), tuple(self._mean[name].shape)
-                raise ValueError(f"{name} has shape {got} in one set and {want} in another; can't average them.")
+                raise ValueError(
+                    f"{name} has shape {got} in one set and {want} in another; can't average them."
+                )
             self._dtype[name] = value.dtype
             if not value.is_floating_point():
                 self._mean[name] = value.clone()
@@ -86,7 +90,9 @@ def average_checkpoints(paths: Sequence[Path]) -> tuple[Card, dict[str, Tensor],
         if first is None:
             first = checkpoint.card
         elif (checkpoint.card.classes, checkpoint.card.input) != (first.classes, first.input):
-            raise ValueError(f"{path} has other classes or another input than {paths[0]}; can't average them.")
+            raise ValueError(
+                f"{path} has other classes or another input than {paths[0]}; can't average them."
+            )
         try:
             mean.add(checkpoint.state)
         except ValueError as error:

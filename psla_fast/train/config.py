@@ -37,7 +37,8 @@ class InputConfig:
     pad_value: float = 0.0
     """Log-mel that pads, before normalising. PSLA pads with 0, about one std above its mean."""
     statistics: Literal["psla", "shards"] = "psla"
-    """Normalise by PSLA's mean and std (-4.6476, 4.5699) or by those measured on the packed training split."""
+    """Normalise by PSLA's mean and std (-4.6476, 4.5699) or by those measured on the packed training
+    split."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -74,6 +75,7 @@ class TrainConfig:
     keep_epochs: bool = True
     """Keep a checkpoint of every epoch (epoch_NN.pt); averages and ensembles don't need them."""
     checkpoint_minutes: float = 10.0
-    """Minutes between writes of last.pt within an epoch; it is also written after each and on SIGTERM, SIGUSR1."""
+    """Minutes between writes of last.pt within an epoch; it is also written after each and on SIGTERM,
+    SIGUSR1."""
     log_every_steps: int = 20
     """Steps between progress lines and rows of metrics.jsonl; the only steps that wait for the device."""

@@ -1,4 +1,4 @@
-"""The training loop: draws -> batches -> augmentation -> model -> step; after each epoch scores, averages and files."""
+"""The training loop: draws -> batches -> augmentation -> step; after each epoch scores and files."""
 
 import signal
 import time
@@ -9,15 +9,16 @@ from types import FrameType
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from psla_fast.augment import InputSpec, augment, draw_uniforms
 from psla_fast.checkpoint import Card, load_checkpoint, save_checkpoint
 from psla_fast.distributed import World, broadcast_model, sum_over_ranks
 from psla_fast.evaluate import autocast, resolve_precision, score_shards
+from psla_fast.fbank import PSLA_MEAN, PSLA_STD
 from psla_fast.metrics import compute_metrics
 from psla_fast.models import build_model
-from psla_fast.pack import PSLA_MEAN, PSLA_STD
 from psla_fast.scores import add_epoch_scores
 from psla_fast.shards import Shards, open_shards
 from psla_fast.stream import Batch, BatchShape, DrawPlan, open_stream
@@ -43,7 +44,9 @@ class Trainer:
         if world.is_first:
             self.folder.start(config)
         self.train, self.scored = _open_splits(config)
-        statistics = (PSLA_MEAN, PSLA_STD) if config.input.statistics == "psla" else (self.train.mean, self.train.std)
+        statistics = (
+            (PSLA_MEAN, PSLA_STD) if config.input.statistics == "psla" else (self.train.mean, self.train.std)
+        )
         num_mels = self.train.fbank_config.num_mels
         self.spec = InputSpec(config.input.clip_frames, num_mels, config.input.pad_value, *statistics)
         self.card = Card(config.model, self.train.classes, self.spec, self.train.fbank_config)
@@ -53,10 +56,11 @@ class Trainer:
         self.rank_batch = config.optim.batch_size // world.size
         torch.manual_seed(config.seed)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = build_model(config.model, len(self.train.classes)).to(world.device, memory_format=layout)
+        self.model = build_model(config.model, len(self.train.classes)).to(world.device)
+        self.model.to(memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(config.optim, self.model)
         self.precision = resolve_precision(config.precision, world.device)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=self.precision == "fp16")
+        self.scaler = GradScaler(world.device.type, enabled=self.precision == "fp16")
         self.state = TrainState()
         self.stop_signal = 0
         self._resume()
@@ -70,9 +74,11 @@ class Trainer:
             self.ddp = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=True)
 
     def run(self) -> None:
-        """Train the epochs that are left and write the closing results. Raises Stopped on SIGTERM or SIGUSR1."""
+        """Train the epochs that are left and write the results; raises Stopped on SIGTERM or SIGUSR1."""
         config = self.config
-        progress = Progress(config.optim.epochs, self.plan.num_steps, config.optim.batch_size, self.world.is_first)
+        progress = Progress(
+            config.optim.epochs, self.plan.num_steps, config.optim.batch_size, self.world.is_first
+        )
         self._say_start(progress)
         handler = partial(_note_signal, self)
         for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -116,8 +122,10 @@ class Trainer:
     def _step(self, epoch: int, step: int, lr: float, batch: Batch) -> Tensor:
         """One update; returns the rank's loss, still on the device."""
         config, world = self.config, self.world
-        # drop-connect and noise draw from torch's global generator: seeded by step, a resume repeats it on any world
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, epoch, step, world.rank, 2]).generate_state(1)[0]))
+        # drop-connect and noise draw from torch's global generator; seeded by step, a resume repeats it
+        torch.manual_seed(
+            int(np.random.SeedSequence([config.seed, epoch, step, world.rank, 2]).generate_state(1)[0])
+        )
         uniforms = draw_uniforms(config.seed, epoch, step, config.optim.batch_size)
         mine = uniforms[world.rank * self.rank_batch :][: self.rank_batch].to(world.device, non_blocking=True)
         storage = self.train.storage
@@ -139,7 +147,7 @@ class Trainer:
             scores = self.ddp(x)
         loss = compute_loss(scores, targets)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
@@ -147,8 +155,8 @@ class Trainer:
     def _log_step(self, progress: Progress, epoch: int, step: int, loss: float, lr: float) -> None:
         if not np.isfinite(loss):
             raise ValueError(
-                f"the loss is {loss} at epoch {epoch}, step {step + 1}. {self.folder.last} holds the last good state; "
-                "try a lower --optim.lr or --precision fp32."
+                f"the loss is {loss} at epoch {epoch}, step {step + 1}. {self.folder.last} holds the last "
+                "good state; try a lower --optim.lr or --precision fp32."
             )
         row = progress.report(epoch, step + 1, loss, lr)
         if self.world.is_first:
@@ -160,9 +168,13 @@ class Trainer:
         scored = self._score()
         if self.world.is_first:
             metrics = [compute_metrics(scores, targets) for scores, targets in scored]
-            state.scores.add({name: scores for (name, _), (scores, _) in zip(self.scored, scored, strict=True)})
+            state.scores.add(
+                {name: scores for (name, _), (scores, _) in zip(self.scored, scored, strict=True)}
+            )
             mean = state.scores.mean()
-            ensemble = [compute_metrics(mean[n], t) for (n, _), (_, t) in zip(self.scored, scored, strict=True)]
+            ensemble = [
+                compute_metrics(mean[n], t) for (n, _), (_, t) in zip(self.scored, scored, strict=True)
+            ]
             val_loss = float(compute_loss(*scored[0]))
             lr = compute_lr(self.config.optim, epoch, epoch * self.plan.num_steps - 1)
             result = EpochResult(metrics[0], ensemble[0], train_loss, val_loss, lr)
@@ -179,13 +191,16 @@ class Trainer:
                 save_checkpoint(self.folder.checkpoints / f"epoch_{epoch:02d}.pt", self.card, weights, epoch)
             for (name, shards), (scores, targets) in zip(self.scored, scored, strict=True):
                 path = self.folder.scores / f"{name}.h5"
-                add_epoch_scores(path, epoch, shards.keys, scores.numpy(), mean[name].numpy(), targets.numpy())
+                add_epoch_scores(
+                    path, epoch, shards.keys, scores.numpy(), mean[name].numpy(), targets.numpy()
+                )
             self.folder.write_summary("ensemble_result.csv", ensemble)
             self.folder.write_table("result.csv", state.rows)
             self.folder.log_epoch(epoch, result, [name for name, _ in self.scored], metrics, ensemble)
             progress.say(
-                f"epoch {epoch}/{self.config.optim.epochs} done  train loss {train_loss:.4f}  {self.scored[0][0]} loss "
-                f"{val_loss:.4f}  {metrics[0]}{' (best)' if is_best else ''}  ensemble mAP {ensemble[0].mean_ap:.6f}"
+                f"epoch {epoch}/{self.config.optim.epochs} done  train loss {train_loss:.4f}  "
+                f"{self.scored[0][0]} loss {val_loss:.4f}  {metrics[0]}{' (best)' if is_best else ''}  "
+                f"ensemble mAP {ensemble[0].mean_ap:.6f}"
             )
         state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
         if self.world.is_first:
@@ -247,8 +262,8 @@ class Trainer:
         checkpoint = load_checkpoint(self.folder.last)
         if checkpoint.extra["draws"] != self.plan.fingerprint:
             raise ValueError(
-                f"{self.folder.last} was trained on other draws: shards, sampling, seed or batch size differ. "
-                "Pass the same data and settings, or another --run."
+                f"{self.folder.last} was trained on other draws: shards, sampling, seed or batch size "
+                "differ. Pass the same data and settings, or another --run."
             )
         self.model.load_state_dict(checkpoint.state)
         self.optimizer.load_state_dict(checkpoint.extra["optimizer"])
@@ -264,13 +279,15 @@ class Trainer:
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         config, state = self.config, self.state
         progress.say(
-            f"{config.model.name}, {num_parameters:,} parameters, {len(self.train.classes)} classes; {len(self.train)} "
-            f"clips, {self.plan.num_steps} steps an epoch; {self.world.size} × {self.world.device.type}, "
-            f"{self.precision}, compile {config.compile}; run {config.run}"
+            f"{config.model.name}, {num_parameters:,} parameters, {len(self.train.classes)} classes; "
+            f"{len(self.train)} clips, {self.plan.num_steps} steps an epoch; {self.world.size} × "
+            f"{self.world.device.type}, {self.precision}, compile {config.compile}; run {config.run}"
         )
         if state.epoch > 1 or state.step:
             done = state.epoch > config.optim.epochs
-            progress.say("already trained" if done else f"going on at epoch {state.epoch}, step {state.step + 1}")
+            progress.say(
+                "already trained" if done else f"going on at epoch {state.epoch}, step {state.step + 1}"
+            )
 
 
 def _note_signal(trainer: Trainer, number: int, _: FrameType | None) -> None:

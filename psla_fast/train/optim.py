@@ -37,14 +37,16 @@ class OptimConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; give 1 or more.")
         if self.lr <= 0 or self.warmup_steps < 0 or self.halve_after_epoch < 0 or self.weight_decay < 0:
-            raise ValueError("optim.lr must be above 0; warmup_steps, halve_after_epoch, weight_decay 0 or more.")
+            raise ValueError(
+                "optim.lr must be above 0; warmup_steps, halve_after_epoch, weight_decay 0 or more."
+            )
 
 
 def compute_lr(config: OptimConfig, epoch: int, global_step: int) -> float:
     """Learning rate of a step: global_step counts from 0 over the run, epoch from 1.
 
-    While global_step ≤ warmup_steps it is lr·s/warmup_steps, s being the last multiple of warmup_every_steps. It halves
-    for each completed halve_every_epochs from halve_after_epoch on. Source: PSLA's traintest.py.
+    While global_step ≤ warmup_steps it is lr·s/warmup_steps, s being the last multiple of warmup_every_steps.
+    It halves for each completed halve_every_epochs from halve_after_epoch on. Source: PSLA's traintest.py.
     """
     past = epoch - 1 - config.halve_after_epoch
     halvings = 0 if past < 0 else past // config.halve_every_epochs + 1

@@ -13,7 +13,12 @@ class Progress:
 
     def __init__(self, num_epochs: int, num_steps: int, global_batch: int, prints: bool) -> None:
         """Know the run's size, for the ETA."""
-        self._num_epochs, self._num_steps, self._global_batch, self._prints = num_epochs, num_steps, global_batch, prints
+        self._num_epochs, self._num_steps, self._global_batch, self._prints = (
+            num_epochs,
+            num_steps,
+            global_batch,
+            prints,
+        )
         self._live = prints and sys.stdout.isatty()
         self._seconds_per_step = 0.0
         self.restart()
@@ -43,8 +48,8 @@ class Progress:
         self.restart()
         if self._prints:
             line = (
-                f"epoch {epoch}/{self._num_epochs} step {step}/{self._num_steps}  loss {loss:.4f}  lr {lr:.2e}  "
-                f"{rate:.0f} clips/s  loader wait {wait:.1%}  ETA {_clock(left)}"
+                f"epoch {epoch}/{self._num_epochs} step {step}/{self._num_steps}  loss {loss:.4f}  "
+                f"lr {lr:.2e}  {rate:.0f} clips/s  loader wait {wait:.1%}  ETA {_clock(left)}"
             )
             print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
         return {

@@ -14,7 +14,16 @@ from psla_fast.shards.spec import write_atomically
 from psla_fast.train.config import TrainConfig
 
 # what may differ when a run goes on: how fast it runs, not what it computes
-FREE_KEYS = ("run", "resume", "data.shards", "device", "stream.", "compile", "channels_last", "keep_epochs")
+FREE_KEYS: tuple[str, ...] = (
+    "run",
+    "resume",
+    "data.shards",
+    "device",
+    "stream.",
+    "compile",
+    "channels_last",
+    "keep_epochs",
+)
 FREE_KEYS += ("checkpoint_minutes", "log_every_steps")
 
 
@@ -32,7 +41,14 @@ class EpochResult:
         """Give PSLA's ten columns: mAP, mAUC, precision, recall, d', losses, ensemble mAP and mAUC, lr."""
         val = self.val
         measured = [val.mean_ap, val.mean_auc, val.mean_precision, val.mean_recall, val.d_prime]
-        return [*measured, self.train_loss, self.val_loss, self.ensemble.mean_ap, self.ensemble.mean_auc, self.lr]
+        return [
+            *measured,
+            self.train_loss,
+            self.val_loss,
+            self.ensemble.mean_ap,
+            self.ensemble.mean_auc,
+            self.lr,
+        ]
 
 
 class RunFolder:
@@ -50,9 +66,11 @@ class RunFolder:
         return self.checkpoints / "last.pt"
 
     def start(self, config: TrainConfig) -> None:
-        """Write config.toml, or check that the run that goes on has the same; raises ValueError that says what differs."""
+        """Write config.toml, or raise ValueError where the run that goes on has another one."""
         if config.resume == "never" and self.last.exists():
-            raise ValueError(f"{self.path} holds a run already. Use --resume auto to go on, or another --run.")
+            raise ValueError(
+                f"{self.path} holds a run already. Use --resume auto to go on, or another --run."
+            )
         written = self.path / "config.toml"
         if written.is_file() and self.last.exists():
             before, now = read_recipe(str(written)), flat_config(config)
@@ -74,8 +92,10 @@ class RunFolder:
         write_atomically(self.path / name, text.encode())
 
     def write_summary(self, name: str, splits: list[Metrics]) -> None:
-        """Write best_single_, wa_ or ensemble_result.csv: mAP and AUC of val, then of eval, a number a line."""
-        self.write_table(name, [[value] for metrics in splits for value in (metrics.mean_ap, metrics.mean_auc)])
+        """Write best_single_, wa_ or ensemble_result.csv: mAP, AUC of val, then eval, a number a line."""
+        self.write_table(
+            name, [[value] for metrics in splits for value in (metrics.mean_ap, metrics.mean_auc)]
+        )
 
     def log(self, row: dict[str, object]) -> None:
         """Append a row to metrics.jsonl."""
@@ -83,13 +103,24 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
     def log_epoch(
-        self, epoch: int, result: EpochResult, names: list[str], single: list[Metrics], ensemble: list[Metrics]
+        self,
+        epoch: int,
+        result: EpochResult,
+        names: list[str],
+        single: list[Metrics],
+        ensemble: list[Metrics],
     ) -> None:
         """Log an epoch's figures to metrics.jsonl and TensorBoard; `names` are the scored splits."""
-        row: dict[str, object] = {"epoch": epoch, "train_loss": result.train_loss, "val_loss": result.val_loss}
+        row: dict[str, object] = {
+            "epoch": epoch,
+            "train_loss": result.train_loss,
+            "val_loss": result.val_loss,
+        }
         for name, alone, together in zip(names, single, ensemble, strict=True):
             row.update({f"{name}/{key}": value for key, value in asdict(alone).items()})
-            row.update({f"{name}_ensemble/mean_ap": together.mean_ap, f"{name}_ensemble/mean_auc": together.mean_auc})
+            row.update(
+                {f"{name}_ensemble/mean_ap": together.mean_ap, f"{name}_ensemble/mean_auc": together.mean_auc}
+            )
         self.log({**row, "lr": result.lr})
         for key, value in row.items():
             if key != "epoch":
