@@ -22,11 +22,11 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
-    """Choose for `auto`: on GPUs bf16, or fp16 where that is missing; fp32 on CPUs."""
+    """Choose for `auto`: bf16 where the device computes in it (on CPUs: has AMX), else fp16 or, on CPUs, fp32."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
-        return "fp32"
+        return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 

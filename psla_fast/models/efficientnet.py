@@ -10,6 +10,7 @@ from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import url_map
 from torch import nn
 
+from psla_fast.models.depthwise import DepthwiseConv2d
 from psla_fast.models.registry import ModelConfig, register
 from psla_fast.models.tagger_net import TaggerNet
 from psla_fast.models.weights import load_weights, sum_rgb_stem
@@ -36,6 +37,8 @@ def build_efficientnet(config: ModelConfig, num_classes: int) -> nn.Module:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = config.batch_norm_momentum
     _set_padding(backbone, config.same_padding == "symmetric")
+    for block in backbone._blocks:
+        block._depthwise_conv = DepthwiseConv2d.of(block._depthwise_conv)
     model = TaggerNet(backbone, backbone._conv_head.out_channels, num_classes, config.num_heads)
     if config.pretrained not in ("none", "imagenet"):
         load_weights(model, Path(config.pretrained))

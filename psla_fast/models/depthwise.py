@@ -1,0 +1,114 @@
+"""Depthwise convolution whose gradients are computed on CPUs in the forms that oneDNN does fast.
+
+Measured on an AVX-512/AMX core, channels-last, batch 24 (benchmarks/step.py shows the effect on a whole step): oneDNN's
+weight gradient of a 5×5 kernel is 10 to 50 times slower than that of a 3×3 one, and in bfloat16 its input gradient with
+stride 2 is 20 times slower than in float32. So 5×5 weight gradients are put together from four 3×3 ones, and strided
+input gradients are computed in float32. Elsewhere, and without gradients, this is torch's own convolution.
+"""
+
+# B clips, D channels, H × W positions, k × k taps
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution with an explicit padding module before it, as EfficientNet's packages have it."""
+
+    static_padding: nn.Module
+
+    @classmethod
+    def of(cls, convolution: nn.Conv2d) -> Self:
+        """Take over the weight, stride and padding of a depthwise convolution without bias."""
+        assert convolution.groups == convolution.in_channels == convolution.out_channels
+        assert convolution.bias is None
+        kernel, stride = _pair(convolution.kernel_size), _pair(convolution.stride)
+        made = cls(
+            convolution.in_channels,
+            convolution.out_channels,
+            kernel,
+            stride,
+            _pair(convolution.padding),
+            groups=convolution.groups,
+            bias=False,
+        )
+        made.weight = convolution.weight
+        made.static_padding = getattr(convolution, "static_padding", nn.Identity())
+        return made
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve (B, D, H, W)."""
+        x = self.static_padding(x)
+        stride, padding = _pair(self.stride), _pair(self.padding)
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            return functional.conv2d(x, self.weight, None, stride, padding, 1, self.groups)
+        weight = self.weight
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(dtype), weight.to(dtype)
+        result: Tensor = _DepthwiseOnCpu.apply(x, weight, stride, padding)
+        return result
+
+
+class _DepthwiseOnCpu(torch.autograd.Function):
+    """conv2d with one filter a channel and the gradients described above."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return functional.conv2d(x, weight, None, stride, padding, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            if ctx.stride == (1, 1):
+                grad_x = _gradients(grad, x, weight, ctx.stride, ctx.padding, of_weight=False)
+            else:
+                exact = torch.promote_types(x.dtype, torch.float32)
+                args = (grad.to(exact), x.to(exact), weight.to(exact), ctx.stride, ctx.padding)
+                grad_x = _gradients(*args, of_weight=False).to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            if weight.shape[2:] == (5, 5):
+                grad_weight = _weight_gradient_5x5(grad, x, weight, ctx.stride, ctx.padding)
+            else:
+                grad_weight = _gradients(grad, x, weight, ctx.stride, ctx.padding, of_weight=True)
+        return grad_x, grad_weight, None, None
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], of_weight: bool
+) -> Tensor:
+    wanted = [not of_weight, of_weight, False]
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, (1, 1), False, (0, 0), len(weight), wanted
+    )
+    result: Tensor = found[1 if of_weight else 0]
+    return result
+
+
+def _weight_gradient_5x5(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Put the gradient (D, 1, 5, 5) together from those of the 3×3 corners, each over the part of x that it sees."""
+    padded = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    height, width = ((grad.shape[axis] - 1) * stride[axis - 2] + 3 for axis in (2, 3))
+    result = torch.empty_like(weight)
+    corner = weight[:, :, :3, :3].contiguous()
+    for top in (0, 2):
+        for left in (0, 2):
+            seen = padded[:, :, top : top + height, left : left + width]
+            seen = seen.contiguous(memory_format=torch.channels_last)
+            part = _gradients(grad, seen, corner, stride, (0, 0), of_weight=True)
+            result[:, :, top : top + 3, left : left + 3] = part
+    return result
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
