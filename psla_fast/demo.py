@@ -115,8 +115,7 @@ def make_waveform(leaves: list[str], rng: np.random.Generator) -> npt.NDArray[np
 
 
 def write_synthetic_fsd50k(root: Path, num_clips: int, seed: int) -> None:
-    """Write the data set: two thirds train, a sixth val, a sixth eval; the same arguments give the same
-    files.
+    """Write the data set, two thirds train, a sixth val, a sixth eval; equal arguments give equal files.
 
     A folder that already holds it is left as it is. Raises ValueError for fewer than 60 clips (too few for
     each split to have every class), and for a folder that holds another data set.

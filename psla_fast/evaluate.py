@@ -22,7 +22,7 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
-    """Choose for `auto`: bf16 where the device computes in it (on CPUs: has AMX), else fp16 or, on CPUs, fp32."""
+    """Choose for `auto`: bf16 where the device computes in it (CPUs: AMX), else fp16, on CPUs fp32."""
     if precision != "auto":
         return precision
     if device.type != "cuda":

@@ -1,9 +1,9 @@
 """Depthwise convolution whose gradients are computed on CPUs in the forms that oneDNN does fast.
 
-Measured on an AVX-512/AMX core, channels-last, batch 24 (benchmarks/step.py shows the effect on a whole step): oneDNN's
-weight gradient of a 5×5 kernel is 10 to 50 times slower than that of a 3×3 one, and in bfloat16 its input gradient with
-stride 2 is 20 times slower than in float32. So 5×5 weight gradients are put together from four 3×3 ones, and strided
-input gradients are computed in float32. Elsewhere, and without gradients, this is torch's own convolution.
+Measured on an AVX-512/AMX core, channels-last, batch 24: oneDNN's weight gradient of a 5×5 kernel is 10 to
+50 times slower than that of a 3×3 one, and in bfloat16 its input gradient with stride 2 is 4 to 50 times
+slower than in float32. So 5×5 weight gradients are put together from four 3×3 ones, strided input gradients
+computed in float32. Elsewhere, and without gradients, this is torch's own convolution.
 """
 
 # B clips, D channels, H × W positions, k × k taps
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Pair = tuple[int, int]
+
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution with an explicit padding module before it, as EfficientNet's packages have it."""
+    """A depthwise convolution with a padding module before it, as EfficientNet's packages have it."""
 
     static_padding: nn.Module
 
@@ -49,7 +51,7 @@ class DepthwiseConv2d(nn.Conv2d):
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             x, weight = x.to(dtype), weight.to(dtype)
-        result: Tensor = _DepthwiseOnCpu.apply(x, weight, stride, padding)
+        result: Tensor = _DepthwiseOnCpu.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -57,7 +59,7 @@ class _DepthwiseOnCpu(torch.autograd.Function):
     """conv2d with one filter a channel and the gradients described above."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return functional.conv2d(x, weight, None, stride, padding, 1, len(weight))
@@ -83,7 +85,7 @@ class _DepthwiseOnCpu(torch.autograd.Function):
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int], of_weight: bool
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, of_weight: bool
 ) -> Tensor:
     wanted = [not of_weight, of_weight, False]
     found = torch.ops.aten.convolution_backward(
@@ -93,10 +95,8 @@ def _gradients(
     return result
 
 
-def _weight_gradient_5x5(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
-) -> Tensor:
-    """Put the gradient (D, 1, 5, 5) together from those of the 3×3 corners, each over the part of x that it sees."""
+def _weight_gradient_5x5(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """Put the gradient (D, 1, 5, 5) together from those of its 3×3 corners, each of the part of x it sees."""
     padded = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     height, width = ((grad.shape[axis] - 1) * stride[axis - 2] + 3 for axis in (2, 3))
     result = torch.empty_like(weight)
@@ -110,5 +110,5 @@ def _weight_gradient_5x5(
     return result
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: Any) -> Pair:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -63,7 +63,7 @@ class TrainConfig:
     seed: int = 0
     """Seeds the weights, the draws and the augmentation."""
     precision: Precision = "auto"
-    """Autocast. auto: bf16 on GPUs and CPUs that compute in it, else fp16 with a scaler (GPU) or fp32 (CPU)."""
+    """Autocast; auto: bf16 on devices that compute in it, else fp16 with a scaler on GPUs, fp32 on CPUs."""
     compile: Literal["none", "default", "max"] = "none"
     """torch.compile of model and augmentation: none, default, or max (max-autotune)."""
     channels_last: bool = True

@@ -1,0 +1,35 @@
+"""Fixtures of all tests: the synthetic FSD50K, and the shards packed from it."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from psla_fast.demo import write_synthetic_fsd50k
+from psla_fast.pack import PackConfig, pack_splits
+from psla_fast.sources import read_fsd50k
+
+# The same examples on every machine; HYPOTHESIS_PROFILE=search looks for new ones.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, max_examples=60, derandomize=True, database=None
+)
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="session")
+def synthetic_fsd50k(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 clips in FSD50K's layout: 64 train, 16 val, 16 eval. Read only: other tests share it."""
+    root = tmp_path_factory.mktemp("fsd50k") / "synthetic"
+    write_synthetic_fsd50k(root, num_clips=96, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def packed(synthetic_fsd50k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shards of `synthetic_fsd50k` (train, val, eval). Read only: other tests share them."""
+    shards = tmp_path_factory.mktemp("shards") / "synthetic"
+    classes, splits = read_fsd50k(synthetic_fsd50k)
+    pack_splits(classes, splits, shards, PackConfig(workers=1))
+    return shards

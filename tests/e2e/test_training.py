@@ -1,0 +1,212 @@
+import os
+import re
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from psla_fast.checkpoint import load_checkpoint
+from psla_fast.distributed import World, end_world, start_world
+from psla_fast.metrics import compute_metrics
+from psla_fast.shards import open_shards
+from psla_fast.train.loop import Stopped, Trainer
+from tests.tiny import step_rows, tiny_config, train_tiny
+
+
+@pytest.fixture(scope="module")
+def finished(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train_tiny(tiny_config(packed, run))
+    return run
+
+
+def numbers(path: Path) -> np.ndarray:
+    return np.loadtxt(path, delimiter=",", ndmin=2)
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return load_checkpoint(path).state
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_the_loss_falls_and_every_file_of_psla_is_there(finished: Path):
+    result = numbers(finished / "result.csv")
+    assert result.shape == (3, 10)
+    assert result[2, 5] < result[0, 5]
+    for name in ("best_single_result.csv", "wa_result.csv", "ensemble_result.csv"):
+        assert numbers(finished / name).shape == (4, 1)
+    names = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert names == {"last.pt", "best.pt", "wa.pt", "epoch_01.pt", "epoch_02.pt", "epoch_03.pt"}
+    assert list((finished / "events").glob("events.out.tfevents.*"))
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_result_rows_agree_with_the_scores_that_were_kept(finished: Path, packed: Path):
+    result = numbers(finished / "result.csv")
+    with open_shards(packed / "val") as shards, h5py.File(finished / "scores/val.h5") as file:
+        targets = shards.targets(np.arange(len(shards)))
+        assert [key.decode() for key in file["key"][:]] == shards.keys
+        assert np.array_equal(file["targets"][:], targets)
+        epochs = np.stack([file[f"epochs/{n:02d}"][:] for n in (1, 2, 3)])
+        for row, scores in zip(result, epochs, strict=True):
+            measured = compute_metrics(scores, targets)
+            assert row[:5] == pytest.approx(
+                [
+                    measured.mean_ap,
+                    measured.mean_auc,
+                    measured.mean_precision,
+                    measured.mean_recall,
+                    measured.d_prime,
+                ]
+            )
+        assert np.allclose(file["scores"][:], epochs.mean(axis=0), atol=1e-6)
+        assert result[2, 7] == pytest.approx(compute_metrics(epochs.mean(axis=0), targets).mean_ap)
+        assert numbers(finished / "ensemble_result.csv")[0, 0] == pytest.approx(result[2, 7], abs=1e-6)
+
+
+def test_the_weight_average_is_the_plain_mean_of_its_epochs(finished: Path):
+    averaged = weights(finished / "checkpoints/wa.pt")
+    second, third = (weights(finished / f"checkpoints/epoch_0{n}.pt") for n in (2, 3))
+    for name, value in averaged.items():
+        assert torch.allclose(value, (second[name].double() + third[name]).float() / 2, atol=1e-7), name
+
+
+def test_best_is_the_epoch_of_highest_validation_map(finished: Path):
+    best = int(np.argmax(numbers(finished / "result.csv")[:, 0])) + 1
+    assert same_weights(finished / "checkpoints/best.pt", finished / f"checkpoints/epoch_0{best}.pt")
+    assert numbers(finished / "best_single_result.csv")[0, 0] == numbers(finished / "result.csv")[best - 1, 0]
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(1, 2), (2, 1), (3, 6)])
+def test_a_run_stopped_at_any_step_ends_like_an_uninterrupted_one(
+    packed: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int, step: int
+):
+    config = tiny_config(packed, tmp_path / "run")
+    take_step = Trainer._step
+
+    def stop_there(self: Trainer, at_epoch: int, at_step: int, *rest: object) -> Tensor:
+        if (at_epoch, at_step) == (epoch, step):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(self, at_epoch, at_step, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", stop_there)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            train_tiny(config)
+    train_tiny(config)
+    assert step_rows(config.run) == step_rows(finished)
+    for name in ("result.csv", "best_single_result.csv", "wa_result.csv", "ensemble_result.csv"):
+        assert (config.run / name).read_bytes() == (finished / name).read_bytes(), name
+    for name in ("last.pt", "best.pt", "wa.pt"):
+        assert same_weights(config.run / "checkpoints" / name, finished / "checkpoints" / name), name
+    with h5py.File(config.run / "scores/eval.h5") as one, h5py.File(finished / "scores/eval.h5") as other:
+        assert np.array_equal(one["scores"][:], other["scores"][:])
+
+
+def test_a_finished_run_started_again_changes_nothing(
+    packed: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    train_tiny(tiny_config(packed, run))
+    assert "already trained" in capsys.readouterr().out
+    assert (run / "result.csv").read_bytes() == (finished / "result.csv").read_bytes()
+    assert same_weights(run / "checkpoints/wa.pt", finished / "checkpoints/wa.pt")
+
+
+def test_the_same_seed_repeats_a_run_and_another_does_not(packed: Path, finished: Path, tmp_path: Path):
+    train_tiny(tiny_config(packed, tmp_path / "again"))
+    train_tiny(tiny_config(packed, tmp_path / "other", "--seed", "1"))
+    assert step_rows(tmp_path / "again") == step_rows(finished)
+    assert step_rows(tmp_path / "other") != step_rows(finished)
+
+
+def test_going_on_with_other_settings_or_data_is_refused(packed: Path, finished: Path, tmp_path: Path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"was begun with optim\.lr = 0\.01, now it is 0\.02"):
+        train_tiny(tiny_config(packed, run, "--optim.lr", "0.02"))
+    with pytest.raises(ValueError, match="holds a run already"):
+        train_tiny(tiny_config(packed, run, "--resume", "never"))
+    moved = tmp_path / "shards"
+    shutil.copytree(packed / "val", moved / "train")
+    shutil.copytree(packed / "val", moved / "val")
+    shutil.copy(packed / "classes.csv", moved)
+    with pytest.raises(ValueError, match="trained on other draws"):
+        train_tiny(tiny_config(moved, run))
+
+
+def test_a_set_without_eval_reports_two_numbers(packed: Path, tmp_path: Path):
+    shards = Path(shutil.copytree(packed, tmp_path / "shards"))
+    shutil.rmtree(shards / "eval")
+    train_tiny(tiny_config(shards, tmp_path / "run", "--optim.epochs", "2"))
+    for name in ("best_single_result.csv", "wa_result.csv", "ensemble_result.csv"):
+        assert numbers(tmp_path / "run" / name).shape == (2, 1)
+
+
+def test_without_an_epoch_to_average_the_run_says_so(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train_tiny(tiny_config(packed, tmp_path / "run", "--optim.epochs", "1"))
+    assert "no weight average was made" in capsys.readouterr().out
+    assert not (tmp_path / "run/wa_result.csv").exists()
+
+
+def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_state(packed: Path, tmp_path: Path):
+    config = tiny_config(packed, tmp_path / "run", "--input.pad-value", "nan")
+    with pytest.raises(ValueError, match="the loss is nan at epoch 1, step 1"):
+        train_tiny(config)
+    assert not config.run.joinpath("checkpoints/last.pt").exists()
+
+
+def run_rank(rank: int, world_size: int, port: int, shards: Path, run: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    world: World = start_world("cpu")
+    try:
+        Trainer(tiny_config(shards, run, "--model.drop-connect", "0"), world).run()
+    finally:
+        end_world()
+
+
+def test_two_gloo_ranks_give_the_loss_curve_of_one(packed: Path, tmp_path: Path):
+    train_tiny(tiny_config(packed, tmp_path / "one", "--model.drop-connect", "0"))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    ranks = [
+        context.Process(target=run_rank, args=(rank, 2, port, packed, tmp_path / "two")) for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    one, two = numbers(tmp_path / "one/result.csv"), numbers(tmp_path / "two/result.csv")
+    assert np.allclose(one[:, [5, 6]], two[:, [5, 6]], rtol=1e-5)
+    first, second = weights(tmp_path / "one/checkpoints/wa.pt"), weights(tmp_path / "two/checkpoints/wa.pt")
+    assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+
+
+def test_the_progress_line_tells_speed_wait_rate_loss_and_eta(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train_tiny(tiny_config(packed, tmp_path / "run", "--optim.epochs", "1"))
+    line = r"epoch 1/1 step \d+/\d+  loss 0\.\d{4}  lr \d\.\d\de[-+]\d\d  "
+    line += r"\d+ clips/s  loader wait \d+\.\d%  ETA \d:\d\d"
+    assert re.search(line, capsys.readouterr().out)

@@ -1,0 +1,178 @@
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio.compliance.kaldi
+
+from psla_fast.audio import read_waveform
+from psla_fast.pack import PackConfig, pack_splits
+from psla_fast.shards import open_shards
+from psla_fast.sources import read_fsd50k
+
+LENIENT = PackConfig(workers=1, max_rejected_fraction=0.2)
+
+
+def copy_of(root: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(root, tmp_path / "data"))
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def rejected(folder: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / "rejected.jsonl").read_text().splitlines()]
+
+
+def test_every_clip_is_packed_with_its_labels_and_the_kaldi_fbank(synthetic_fsd50k: Path, packed: Path):
+    classes, splits = read_fsd50k(synthetic_fsd50k)
+    for split in splits:
+        by_name = {clip.name: clip for clip in split.clips}
+        with open_shards(packed / split.name) as shards:
+            assert shards.classes == classes
+            assert sorted(shards.keys) == sorted(by_name)
+            for clip_id in range(0, len(shards), 7):
+                clip = by_name[shards.keys[clip_id]]
+                assert tuple(shards.labels(clip_id)) == clip.labels
+                waveform = torch.from_numpy(read_waveform(clip.path))
+                expected = torchaudio.compliance.kaldi.fbank(
+                    waveform[None],
+                    htk_compat=True,
+                    sample_frequency=16000,
+                    use_energy=False,
+                    window_type="hanning",
+                    num_mel_bins=128,
+                    dither=0.0,
+                    frame_shift=10,
+                )
+                assert np.abs(shards.fbank(clip_id) - expected.numpy()).max() < 0.0041  # float16's rounding
+
+
+def test_mean_and_std_are_those_of_all_stored_values(packed: Path):
+    with open_shards(packed / "train") as shards:
+        values = np.concatenate([shards.fbank(i).ravel() for i in range(len(shards))]).astype(np.float64)
+        assert shards.mean == pytest.approx(values.mean(), abs=1e-9)
+        assert shards.std == pytest.approx(values.std(), abs=1e-9)
+
+
+def test_the_number_of_workers_does_not_change_a_byte(synthetic_fsd50k: Path, packed: Path, tmp_path: Path):
+    pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "two", PackConfig(workers=2))
+    assert tree(tmp_path / "two") == tree(packed)
+
+
+def test_a_resumed_pack_redoes_only_what_is_missing(synthetic_fsd50k: Path, packed: Path, tmp_path: Path):
+    out = Path(shutil.copytree(packed, tmp_path / "out"))
+    (out / "train/00001.json").unlink()  # as if killed before the statistics were written
+    (out / "train/00002.tar").write_bytes(b"half")
+    (out / "train/00003.tar.tmp").write_bytes(b"left over")
+    (out / "train/index.h5").unlink()
+    kept = (out / "train/00000.tar").stat().st_mtime_ns
+    pack_splits(*read_fsd50k(synthetic_fsd50k), out, PackConfig(workers=1))
+    (out / "train/00003.tar.tmp").unlink(missing_ok=True)
+    assert tree(out) == tree(packed)
+    assert (out / "train/00000.tar").stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"dtype": "uint8"}, "dtype was float16, is uint8"), ({"seed": 5}, "seed was 0, is 5")],
+)
+def test_other_settings_for_a_packed_folder_are_refused(
+    synthetic_fsd50k: Path, packed: Path, change: dict[str, object], message: str
+):
+    before = tree(packed)
+    with pytest.raises(ValueError, match=message):
+        pack_splits(*read_fsd50k(synthetic_fsd50k), packed, replace(PackConfig(workers=1), **change))
+    assert tree(packed) == before
+
+
+def test_another_list_of_clips_for_a_packed_folder_is_refused(synthetic_fsd50k: Path, packed: Path):
+    classes, splits = read_fsd50k(synthetic_fsd50k)
+    fewer = [replace(split, clips=split.clips[1:]) for split in splits]
+    with pytest.raises(ValueError, match="its list of clips differs"):
+        pack_splits(classes, fewer, packed, PackConfig(workers=1))
+
+
+def test_unusable_clips_are_counted_by_reason_and_the_rest_is_packed(synthetic_fsd50k: Path, tmp_path: Path):
+    root = copy_of(synthetic_fsd50k, tmp_path)
+    audio = root / "FSD50K.dev_audio"
+    names = [path.stem for path in sorted(audio.iterdir())][:4]
+    (audio / f"{names[0]}.wav").write_bytes(b"not audio at all")
+    soundfile.write(audio / f"{names[1]}.wav", np.zeros(0), 44100)
+    soundfile.write(audio / f"{names[2]}.wav", np.full(1000, 0.25), 44100)
+    (audio / f"{names[3]}.wav").unlink()
+    summaries = pack_splits(*read_fsd50k(root), tmp_path / "out", LENIENT)
+    reasons = dict(summaries[0].rejected)
+    assert reasons == {"undecodable": 1, "empty": 1, "silent": 1, "missing_audio": 1}
+    listed = {row["key"]: row for row in rejected(tmp_path / "out/train")}
+    assert sorted(listed) == names
+    assert all(str(tmp_path) not in json.dumps(row) for row in listed.values())
+    with open_shards(tmp_path / "out/train") as shards:
+        assert len(shards) == summaries[0].num_clips
+        assert not set(shards.keys) & set(names)
+
+
+def test_more_rejected_than_allowed_is_an_error_before_anything_is_packed(
+    synthetic_fsd50k: Path, tmp_path: Path
+):
+    root = copy_of(synthetic_fsd50k, tmp_path)
+    for path in sorted((root / "FSD50K.dev_audio").iterdir())[:4]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"split train: 4 of \d+ clips rejected"):
+        pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(workers=1))
+    assert len(rejected(tmp_path / "out/train")) == 4
+    assert not list((tmp_path / "out").rglob("*.tar"))
+
+
+def test_a_clip_shorter_than_one_window_becomes_one_frame_and_is_counted(
+    synthetic_fsd50k: Path, tmp_path: Path
+):
+    root = copy_of(synthetic_fsd50k, tmp_path)
+    path = sorted((root / "FSD50K.dev_audio").iterdir())[0]
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 800), 44100)
+    summary = pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(workers=1))[0]
+    assert summary.num_short == 1
+    with open_shards(tmp_path / "out/train") as shards:
+        assert shards.fbank(shards.keys.index(path.stem)).shape == (1, 128)
+
+
+def test_a_wrong_folder_is_one_clear_line(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"vocabulary\.csv not found in .*FSD50K\.dev_audio"):
+        read_fsd50k(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("{name},Tone,/demo/nothing,train", "unknown_label"),
+        ("{other},Tone,/demo/tone,train", "duplicate_name"),
+        ("{name},,,train", "no_label"),
+        ("nowhere,Tone,/demo/tone,train", "missing_audio"),
+    ],
+)
+def test_a_bad_row_is_rejected_by_its_reason(synthetic_fsd50k: Path, tmp_path: Path, row: str, reason: str):
+    root = copy_of(synthetic_fsd50k, tmp_path)
+    truth = root / "FSD50K.ground_truth/dev.csv"
+    lines = truth.read_text().splitlines()
+    name, other = (lines[n].split(",")[0] for n in (1, 2))
+    lines[1] = row.format(name=name, other=other)
+    truth.write_text("\n".join([lines[0], *lines[2:], lines[1]]) + "\n")
+    bad = [clip for split in read_fsd50k(root)[1] for clip in split.rejected]
+    assert [clip.reason.split(":")[0] for clip in bad] == [reason]
+
+
+def test_a_table_with_other_columns_or_splits_is_refused(synthetic_fsd50k: Path, tmp_path: Path):
+    root = copy_of(synthetic_fsd50k, tmp_path)
+    truth = root / "FSD50K.ground_truth/dev.csv"
+    text = truth.read_text()
+    truth.write_text(text.replace("fname,labels", "file,labels"))
+    with pytest.raises(ValueError, match="columns are"):
+        read_fsd50k(root)
+    truth.write_text(text.replace(",train\n", ",test\n", 1))
+    with pytest.raises(ValueError, match="has split 'test'"):
+        read_fsd50k(root)
