@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Make `.venv` in this checkout: a thin environment over a shared one that is keyed by pyproject.toml's hash.
+"""Make `.venv` in this checkout: a thin environment over a shared one for pyproject.toml's dependencies.
 
-The heavy packages (torch, DALI: 5.5 GB) live in ~/.cache/psla_fast/venv-HASH ($PSLA_FAST_CACHE moves it),
-installed once for all checkouts with the same pyproject.toml. `.venv` adds this checkout, editable, and the
-commands. Uses the standard library only.
+The heavy packages (torch, DALI: 5.5 GB) live in ~/.cache/psla_fast/venv-HASH ($PSLA_FAST_CACHE moves it), with
+the hash of the dependencies, so they are installed once for all checkouts. `.venv` adds this checkout,
+editable, and the commands. Uses the standard library only.
 """
 
 import fcntl
@@ -17,6 +17,24 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("PSLA_FAST_CACHE", "~/.cache/psla_fast")).expanduser()
 EXTRAS = ["dali", "dev", "lite"]
+# argparse of Python 3.11 stops at --run, an option of psla_fast.train, as short for torchrun's --run-path
+TORCHRUN = """\
+import sys
+
+from torch.distributed import run
+
+make_parser = run.get_args_parser
+
+
+def get_args_parser():
+    parser = make_parser()
+    parser.allow_abbrev = False
+    return parser
+
+
+run.get_args_parser = get_args_parser
+sys.exit(run.main())
+"""
 
 
 def run(*command: str | Path) -> None:
@@ -34,7 +52,7 @@ def declared_requirements(pyproject: Path) -> list[str]:
     return project["dependencies"] + [r for extra in EXTRAS for r in project["optional-dependencies"][extra]]
 
 
-def make_shared(shared: Path) -> None:
+def make_shared(shared: Path, requirements: list[str]) -> None:
     """Install the declared packages into `shared`, once; an install that was cut off is done again."""
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(f"{shared}.lock", "w") as lock:
@@ -44,11 +62,11 @@ def make_shared(shared: Path) -> None:
         start = time.monotonic()
         print(f"make env: installing the packages into {shared} (about 5.5 GB, some minutes) …", flush=True)
         run(sys.executable, "-m", "venv", "--clear", shared)
-        requirements = shared / "requirements.txt"
-        requirements.write_text("\n".join(declared_requirements(ROOT / "pyproject.toml")) + "\n")
+        listed = shared / "requirements.txt"
+        listed.write_text("\n".join(requirements) + "\n")
         pip = [shared / "bin/python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
         run(*pip, "setuptools>=65", "wheel")
-        run(*pip, "-r", requirements)
+        run(*pip, "-r", listed)
         (shared / "complete").touch()
         print(f"make env: installed in {time.monotonic() - start:.0f} s", flush=True)
 
@@ -69,6 +87,7 @@ def make_thin(shared: Path, venv: Path) -> None:
             head = file.readline()
             body = file.read()
         if head.startswith(b"#!") and b"python" in head:
+            body = TORCHRUN.encode() if command.name == "torchrun" else body
             own.write_bytes(f"#!{python}\n".encode() + body)
             own.chmod(0o755)
         else:
@@ -91,11 +110,12 @@ def main() -> None:
         sys.exit(f"make env: Python {sys.version.split()[0]} found, 3.11 needed: make env PYTHON=python3.11")
     if os.name != "posix":
         sys.exit("make env: needs Linux or macOS; elsewhere: pip install -e .[dev,lite]")
-    key = hashlib.sha256((ROOT / "pyproject.toml").read_bytes() + sys.version.encode()).hexdigest()[:16]
+    requirements = declared_requirements(ROOT / "pyproject.toml")
+    key = hashlib.sha256("\n".join([*requirements, sys.version]).encode()).hexdigest()[:16]
     shared, venv = CACHE / f"venv-{key}", ROOT / ".venv"
     stamp = venv / "made-for"
     wanted = f"{shared}\n{ROOT}\n"
-    make_shared(shared)
+    make_shared(shared, requirements)
     if not (stamp.exists() and stamp.read_text() == wanted):
         make_thin(shared, venv)
         stamp.write_text(wanted)

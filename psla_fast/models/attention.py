@@ -39,7 +39,7 @@ class AttentionPooling(nn.Module):
 
     def _pool(self, features: Tensor) -> Tensor:
         convolutions = self._convolutions()
-        weight = torch.cat([conv.weight.flatten(1) for conv in convolutions])  # (2·H·C or C, D)
+        weight = torch.cat([conv.weight[:, :, 0, 0] for conv in convolutions])  # (2·H·C or C, D)
         bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])
         activity = torch.sigmoid(weight @ features + bias[:, None])  # (B, 2·H·C or C, T')
         num_steps = features.shape[2]

@@ -41,8 +41,6 @@ class Trainer:
         """Open the data, build model and optimiser, and go on from last.pt where it is."""
         self.config, self.world = config, world
         self.folder = RunFolder(config.run)
-        if world.is_first:
-            self.folder.start(config)
         self.train, self.scored = _open_splits(config)
         statistics = (
             (PSLA_MEAN, PSLA_STD) if config.input.statistics == "psla" else (self.train.mean, self.train.std)
@@ -63,6 +61,8 @@ class Trainer:
         self.scaler = GradScaler(world.device.type, enabled=self.precision == "fp16")
         self.state = TrainState()
         self.stop_signal = 0
+        if world.is_first:
+            self.folder.start(config)
         self._resume()
         self.augment: Callable[..., tuple[Tensor, Tensor]] = augment
         if config.compile != "none":

@@ -67,8 +67,8 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Adam:
 def compute_loss(scores: Tensor, targets: Tensor) -> Tensor:
     """Binary cross-entropy of scores (B, C) against soft targets (B, C), mean over both, in float32.
 
-    Scores are clamped to [1e-7, 1-1e-7] as in PSLA, because several heads can sum to a little above 1. NaN gives
-    NaN, where torch's own function would stop the device.
+    Scores are clamped to [1e-7, 1-1e-7] as in PSLA, because several heads can sum to a little above 1. NaN
+    gives NaN, where torch's own function would stop the device.
     """
     scores = scores.float().clamp(EPSILON, 1 - EPSILON)
     return -(targets * scores.log() + (1 - targets) * torch.log1p(-scores)).mean()
