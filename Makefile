@@ -20,9 +20,9 @@ lint: env
 test: lint
 	$(BIN)/python -m pytest -m "not real"
 
-# REAL is a small FSD50K of real recordings (README, "Real recordings")
+# make test-real REAL=FOLDER: FOLDER is an FSD50K of real recordings, or a part of one
 test-real: env
-	$(BIN)/python -m pytest -m real
+	REAL="$(REAL)" $(BIN)/python -m pytest -m real -s
 
 bench: env
 	$(BIN)/python benchmarks/stream.py

@@ -40,9 +40,11 @@ def start_world(device: DeviceName) -> World:
     return World(dist.get_rank(), dist.get_world_size(), place)
 
 
-def end_world() -> None:
-    """Leave the process group, where there is one."""
+def end_world(finished: bool) -> None:
+    """Leave the process group, where there is one; ranks that finished wait for each other first."""
     if dist.is_initialized():
+        if finished:
+            dist.barrier()
         dist.destroy_process_group()
 
 

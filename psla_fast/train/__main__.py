@@ -6,6 +6,7 @@ from psla_fast.distributed import end_world, start_world
 from psla_fast.errors import exit_on_user_error
 from psla_fast.recipe import parse_recipes
 from psla_fast.train.config import TrainConfig
+from psla_fast.train.loop import Stopped, Trainer
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -13,11 +14,11 @@ def main(arguments: list[str] | None = None) -> None:
     prog = "psla_fast.train"
     with exit_on_user_error(prog):
         config = parse_recipes(TrainConfig, sys.argv[1:] if arguments is None else arguments, prog)
-        from psla_fast.train.loop import Stopped, Trainer  # after --help, which needs no torch
-
         world = start_world(config.device)
+        finished = False
         try:
             Trainer(config, world).run()
+            finished = True
         except Stopped as stop:
             if world.is_first:
                 print(
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
                 )
             sys.exit(3)
         finally:
-            end_world()
+            end_world(finished)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from torch import Tensor
 from psla_fast.checkpoint import load_checkpoint
 from psla_fast.distributed import World, end_world, start_world
 from psla_fast.metrics import compute_metrics
+from psla_fast.pack import PackConfig, pack_splits
 from psla_fast.shards import open_shards
+from psla_fast.sources import read_fsd50k
 from psla_fast.train.loop import Stopped, Trainer
 from tests.tiny import step_rows, tiny_config, train_tiny
 
@@ -177,10 +179,8 @@ def run_rank(rank: int, world_size: int, port: int, shards: Path, run: Path) -> 
         MASTER_PORT=str(port),
     )
     world: World = start_world("cpu")
-    try:
-        Trainer(tiny_config(shards, run, "--model.drop-connect", "0"), world).run()
-    finally:
-        end_world()
+    Trainer(tiny_config(shards, run, "--model.drop-connect", "0"), world).run()
+    end_world(finished=True)
 
 
 def test_two_gloo_ranks_give_the_loss_curve_of_one(packed: Path, tmp_path: Path):
@@ -210,3 +210,23 @@ def test_the_progress_line_tells_speed_wait_rate_loss_and_eta(
     line = r"epoch 1/1 step \d+/\d+  loss 0\.\d{4}  lr \d\.\d\de[-+]\d\d  "
     line += r"\d+ clips/s  loader wait \d+\.\d%  ETA \d:\d\d"
     assert re.search(line, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--compile", "default"], ["--precision", "bf16"], ["--precision", "fp16"]]
+)
+def test_compiled_and_half_precision_runs_follow_the_eager_fp32_loss(
+    packed: Path, tmp_path: Path, flags: list[str]
+):
+    train_tiny(tiny_config(packed, tmp_path / "run", "--model.drop-connect", "0", *flags))
+    train_tiny(tiny_config(packed, tmp_path / "eager", "--model.drop-connect", "0"))
+    followed, wanted = (numbers(tmp_path / name / "result.csv")[:, 5] for name in ("run", "eager"))
+    assert np.allclose(followed, wanted, rtol=1e-4 if "--compile" in flags else 0.02)
+
+
+def test_uint8_shards_train_nearly_alike(synthetic_fsd50k: Path, finished: Path, tmp_path: Path):
+    pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "shards", PackConfig(workers=1, dtype="uint8"))
+    train_tiny(tiny_config(tmp_path / "shards", tmp_path / "run"))
+    assert np.allclose(
+        numbers(tmp_path / "run/result.csv")[:, 5], numbers(finished / "result.csv")[:, 5], rtol=0.02
+    )

@@ -1,0 +1,90 @@
+"""What differs on a GPU: pinned slabs and copies, autocast, compiled kernels. Skipped where there is none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from psla_fast.augment import AugmentConfig, InputSpec, augment, draw_uniforms
+from psla_fast.distributed import World
+from psla_fast.fbank import FbankConfig, compute_fbank
+from psla_fast.models import ModelConfig, build_model
+from psla_fast.sampling import SamplingConfig
+from psla_fast.shards import open_shards
+from psla_fast.stream import BatchShape, DrawPlan, StreamConfig, open_stream
+from psla_fast.train.loop import Trainer
+from tests.tiny import tiny_config
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda", 0)
+
+
+def test_fbanks_on_the_gpu_are_those_of_the_cpu():
+    waveform = torch.randn(4, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
+    on_cpu = compute_fbank(waveform, FbankConfig())
+    on_gpu = compute_fbank(waveform.to(CUDA), FbankConfig())
+    assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-3)
+
+
+def test_batches_on_the_gpu_are_those_of_the_cpu(packed: Path):
+    with open_shards(packed / "train") as shards:
+        plan = DrawPlan(shards, SamplingConfig(), seed=0, global_batch=8)
+        shape = BatchShape(8, 120, partners=True)
+        streams = [
+            open_stream(shards, StreamConfig(), shape, device) for device in (torch.device("cpu"), CUDA)
+        ]
+        try:
+            pairs = zip(*(stream.batches(plan.batches(1)) for stream in streams), strict=True)
+            for here, there in pairs:
+                rows = int((here.num_frames > 0).sum())
+                assert there.fbank.device == CUDA
+                for row in range(rows):
+                    length = int(here.num_frames[row])
+                    assert torch.equal(here.fbank[row, :length], there.fbank[row, :length].cpu())
+                assert torch.equal(here.partner_row, there.partner_row.cpu())
+                assert torch.equal(here.targets, there.targets.cpu())
+        finally:
+            for stream in streams:
+                stream.close()
+
+
+def test_compiled_augmentation_on_the_gpu_is_the_eager_one_of_the_cpu():
+    generator = torch.Generator().manual_seed(0)
+    stored = (torch.randn(8, 100, 128, generator=generator) * 4 - 5).half()
+    lengths, partners = torch.tensor([100, 80, 3, 50] * 2), torch.arange(4, 8)
+    targets, lam = torch.eye(8)[:, :5], torch.tensor([0.5, 1.0, 0.3, 0.9])
+    tensors = (stored, lengths, targets, partners, lam, draw_uniforms(0, 1, 0, 4))
+    options = (AugmentConfig(), InputSpec(100, 128, 0.0, -4.6, 4.6), 1.0, 0.0)
+    expected = augment(*tensors, *options)
+    found = torch.compile(augment)(*(tensor.to(CUDA) for tensor in tensors), *options)
+    for here, there in zip(expected, found, strict=True):
+        assert torch.allclose(here, there.cpu(), atol=1e-4)
+
+
+@pytest.mark.parametrize("same_padding", ["symmetric", "asymmetric"])
+def test_channels_last_bf16_scores_are_near_those_of_the_cpu(same_padding: str):
+    torch.manual_seed(0)
+    config = ModelConfig(name="efficientnet_b0", same_padding=same_padding)  # type: ignore[arg-type]
+    model = build_model(config, 10).eval()
+    fbank = torch.randn(2, 208, 128)
+    with torch.inference_mode():
+        expected = model(fbank)
+        model.to(CUDA).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.autocast("cuda", torch.bfloat16):
+            found = model(fbank.to(CUDA))
+    assert torch.allclose(found.cpu(), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("compiled", ["none", "default"])
+def test_a_run_on_the_gpu_learns_as_on_the_cpu(packed: Path, tmp_path: Path, precision: str, compiled: str):
+    losses = []
+    for device in (torch.device("cpu"), CUDA):
+        flags = ["--device", device.type, "--model.drop-connect", "0"]
+        if device.type == "cuda":
+            flags += ["--precision", precision, "--compile", compiled]
+        config = tiny_config(packed, tmp_path / device.type, *flags)
+        Trainer(config, World(0, 1, device)).run()
+        losses.append(np.loadtxt(config.run / "result.csv", delimiter=",")[:, 5])
+    assert np.allclose(*losses, rtol=0.02)
