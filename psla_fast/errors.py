@@ -18,8 +18,8 @@ def exit_on_user_error(prog: str) -> Iterator[None]:
         if os.environ.get("PSLA_FAST_TRACEBACK") == "1":
             raise
         text = " ".join(str(error).split())
-        if isinstance(error, OSError) and not isinstance(error, ValueError) and error.strerror:
-            text = f"{error.filename or 'a file'}: {error.strerror}."
+        if isinstance(error, OSError) and error.strerror:
+            text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
         if int(os.environ.get("RANK", "0")) == 0:  # under torchrun every rank fails alike
             print(f"{prog}: error: {text}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -29,7 +28,7 @@ MEASURED_CLIPS = 512  # whose headers are read to estimate the size of a clip
 class PackConfig:
     """How clips become shards."""
 
-    workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    workers: int = field(default_factory=joblib.cpu_count)
     """Worker processes; the default is one a core."""
     shard_mb: float = 64.0
     """Size of a shard in MB (10^6 bytes), about; small sets get at least 8 shards."""

@@ -32,6 +32,9 @@ class Stream(Protocol):
         """Release threads and memory; open files belong to the shards."""
 
 
+EXECUTORS = {"indexed": IndexedStream}
+
+
 def open_stream(shards: Shards, config: StreamConfig, shape: BatchShape, device: torch.device) -> Stream:
     """Open the executor that `config.kind` names, for batches of one shape."""
-    return IndexedStream(shards, config, shape, device)
+    return EXECUTORS[config.kind](shards, config, shape, device)
