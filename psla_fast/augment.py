@@ -103,7 +103,7 @@ def mask_spans(fbank: Tensor, uniforms: Tensor, config: AugmentConfig) -> Tensor
 
 def dequantise(stored: Tensor, num_frames: Tensor, scale: float, offset: float) -> Tensor:
     """Turn stored rows (R, T, F) into float32 log-mels; frames from num_frames (R,) on become silence."""
-    fbank = stored.float() * scale + offset
+    fbank = (stored.float() * scale + offset).clamp(min=LOG_FLOOR)  # float16 rounds silence to below it
     return torch.where(_is_frame(num_frames, stored.shape[1]), fbank, LOG_FLOOR)
 
 

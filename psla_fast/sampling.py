@@ -70,15 +70,16 @@ def compute_sample_weights(
 def compute_draws(config: SamplingConfig, weights: npt.NDArray[np.float64], seed: int, epoch: int) -> Draws:
     """Draw the clips, partners and λ of an epoch from the sample weights (N,).
 
-    Deterministic in (config, weights, seed, epoch). Raises ValueError where a balanced draw has no clip to
-    draw.
+    Deterministic in (config, weights, seed, epoch). Raises ValueError where there is no clip to draw.
     """
     num_clips = len(weights)
+    if not num_clips:
+        raise ValueError("there is no clip to draw. See the split's rejected.jsonl.")
     num_draws = config.num_draws or num_clips
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
     if config.kind == "balanced":
         cumulative = np.cumsum(weights)
-        if not num_clips or not cumulative[-1] > 0:
+        if not cumulative[-1] > 0:
             raise ValueError(
                 f"none of the {num_clips} clips has a label to balance by. Use --sampling.kind shuffle."
             )

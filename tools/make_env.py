@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Make `.venv` in this checkout: a thin environment over a shared one for pyproject.toml's dependencies.
 
-The heavy packages (torch, DALI: 5.5 GB) live in ~/.cache/psla_fast/venv-HASH ($PSLA_FAST_CACHE moves it), with
-the hash of the dependencies, so they are installed once for all checkouts. `.venv` adds this checkout,
+The heavy packages (torch, DALI: 5.5 GB) live in ~/.cache/psla_fast/venv-HASH ($PSLA_FAST_CACHE moves it)
+with the hash of the dependencies, so they are installed once for all checkouts. `.venv` adds this checkout,
 editable, and the commands. Uses the standard library only.
 """
 

@@ -48,9 +48,14 @@ def build_efficientnet(config: ModelConfig, num_classes: int) -> nn.Module:
 def _build_b(name: str, imagenet: bool) -> Any:
     official = name.replace("_", "-")
     if imagenet:
-        weights = str(_download(official))
-        with contextlib.redirect_stdout(None):  # it prints that it loaded
-            backbone = EfficientNet.from_pretrained(official, weights_path=weights)
+        weights = _download(official)
+        try:
+            with contextlib.redirect_stdout(None):  # it prints that it loaded
+                backbone = EfficientNet.from_pretrained(official, weights_path=str(weights))
+        except Exception as error:  # its loader meets a faulty file with errors of any kind
+            raise ValueError(
+                f"{weights} is not the whole file of {official}'s weights. Delete it: it is fetched again."
+            ) from error
     else:
         backbone = EfficientNet.from_name(official, in_channels=1)
     for module in backbone.modules():
@@ -78,8 +83,8 @@ def _download(official: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if path.is_file():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         digest = path.stem.rsplit("-", 1)[1]  # torch hub's convention: NAME-SHA256PREFIX.pth
         torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
     except (urllib.error.URLError, OSError, RuntimeError) as error:

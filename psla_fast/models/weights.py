@@ -1,5 +1,6 @@
 """Weights: state dicts from files and packages, fitted to one-channel input; never a pickle."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ def clean_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop what DataParallel, DDP and torch.compile prefix, and PSLA's leftover ImageNet classifier."""
     cleaned = {}
     for name, value in state.items():
-        short = name
-        for prefix in ("module.", "_orig_mod."):
-            short = short.removeprefix(prefix)
+        short = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
         if not short.startswith("effnet._fc."):
             cleaned[short] = value
     return cleaned
