@@ -18,7 +18,7 @@ from step_upstream import build_upstream_step
 
 from psla_fast.augment import AugmentConfig, InputSpec, augment, draw_uniforms
 from psla_fast.evaluate import autocast, resolve_precision
-from psla_fast.models import ModelConfig, build_model
+from psla_fast.models import ModelConfig, build_model, use_channels_last
 from psla_fast.train.optim import OptimConfig, build_optimizer, compute_loss
 
 
@@ -27,7 +27,7 @@ def build_our_step(
 ) -> Callable[[], None]:
     """Return a call that does what Trainer._step does, on one synthetic slab of clips and partners."""
     model = build_model(ModelConfig(name=f"efficientnet_{name}"), NUM_CLASSES).to(device).train()
-    model.to(memory_format=torch.channels_last)
+    use_channels_last(model)
     optimizer = build_optimizer(OptimConfig(), model)
     prepare = augment
     if mode != "none":

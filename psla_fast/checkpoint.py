@@ -1,6 +1,5 @@
 """Checkpoints: a model with all that is needed to use it, in one file of tensors and plain values."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from psla_fast.augment import InputSpec
 from psla_fast.classes import Classes
 from psla_fast.fbank import FbankConfig
+from psla_fast.files import replacing
 from psla_fast.models import ModelConfig, build_model
-from psla_fast.models.weights import read_torch_file
+from psla_fast.models.weights import fit_weights, read_torch_file
 
 CHECKPOINT_VERSION = 1
 
@@ -41,7 +41,7 @@ class Checkpoint:
         """Build the model with these weights, in eval mode."""
         fields = {**asdict(self.card.model), "pretrained": "none"}
         model = build_model(ModelConfig(**fields), len(self.card.classes))
-        model.load_state_dict(self.state)
+        fit_weights(model, self.state, "the checkpoint")
         return model.eval()
 
 
@@ -59,13 +59,8 @@ def save_checkpoint(
         "epoch": epoch,
         "extra": extra or {},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -1,6 +1,7 @@
 """Class vocabulary: reads and writes class lists, turns class indices into multi-hot targets."""
 
 import csv
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,11 @@ class Classes:
         """Give the number of classes C."""
         return len(self.mids)
 
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the mids in their order."""
+        return hashlib.sha256("\n".join(self.mids).encode()).hexdigest()
+
     def index_by_mid(self) -> dict[str, int]:
         """Map each mid to its class index."""
         return {mid: index for index, mid in enumerate(self.mids)}
@@ -40,8 +46,11 @@ def read_classes(path: Path, header: bool = True) -> Classes:
     """
     if not path.is_file():
         raise ValueError(f"{path} not found. Pass a class list (index,mid,display_name).")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8 ({error}). Restore the original.") from error
     if header:
         if not rows or [cell.strip() for cell in rows[0][:2]] != ["index", "mid"]:
             raise ValueError(f"{path}: the first row is not 'index,mid,display_name'. Add that header.")

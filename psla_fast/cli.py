@@ -54,7 +54,7 @@ class EvaluateCommand:
     out: Path = Path("scores.h5")
     """Score file to write: HDF5 with key, scores and targets."""
     batch_size: int = 32
-    """Clips scored at once."""
+    """Clips scored at once, 1 or more."""
     precision: Precision = "auto"
     """Autocast, as in training."""
     device: DeviceName = "auto"
@@ -66,6 +66,8 @@ def evaluate(arguments: list[str]) -> None:
     command = parse_flags(EvaluateCommand, arguments, "psla-fast evaluate")
     from psla_fast.evaluate import evaluate_checkpoint, save_evaluation
 
+    if command.out.is_dir() or not command.out.resolve().parent.is_dir():
+        raise ValueError(f"--out {command.out} can't be written: give a file in a folder that is there.")
     result = evaluate_checkpoint(
         command.checkpoint, command.data, command.batch_size, command.precision, command.device
     )
@@ -108,7 +110,7 @@ class EnsembleCommand:
     data: Path
     """A packed split, for instance SHARDS/eval."""
     batch_size: int = 32
-    """Clips scored at once."""
+    """Clips scored at once, 1 or more."""
     precision: Precision = "auto"
     """Autocast, as in training."""
     device: DeviceName = "auto"

@@ -31,9 +31,14 @@ def start_world(device: DeviceName) -> World:
     if cuda and not torch.cuda.is_available():
         raise ValueError("--device cuda: this torch sees no CUDA device. Use --device cpu.")
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda and local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"this machine has {torch.cuda.device_count()} GPUs, fewer than ranks. Start fewer ranks."
+        )
     place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(place)
+        torch.backends.cudnn.benchmark = True  # shapes are fixed
     if "WORLD_SIZE" not in os.environ:
         return World(0, 1, place)
     dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)

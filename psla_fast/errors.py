@@ -20,8 +20,8 @@ def exit_on_user_error(prog: str) -> Iterator[None]:
         text = " ".join(str(error).split())
         if isinstance(error, OSError) and error.strerror:
             text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
-        if int(os.environ.get("RANK", "0")) == 0:  # under torchrun every rank fails alike
-            print(f"{prog}: error: {text}", file=sys.stderr, flush=True)
+        rank = int(os.environ.get("RANK", "0"))
+        print(f"{prog}{f' [rank {rank}]' if rank else ''}: error: {text}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)

@@ -14,6 +14,7 @@ from psla_fast.augment import InputSpec, dequantise, pad_and_normalise
 from psla_fast.checkpoint import Card, load_checkpoint
 from psla_fast.distributed import DeviceName, World, gather_rows, start_world
 from psla_fast.metrics import Metrics, compute_metrics
+from psla_fast.models import use_channels_last
 from psla_fast.scores import write_scores
 from psla_fast.shards import Shards, open_shards
 from psla_fast.stream import BatchShape, SequentialPlan, StreamConfig, open_stream
@@ -27,7 +28,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf
         return precision
     if device.type != "cuda":
         return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def autocast(
@@ -48,6 +49,8 @@ def score_shards(
     Clips are cut at the end or padded to `spec.clip_frames`; the model is left in eval mode. Every rank must
     call it.
     """
+    if batch_size < 1:
+        raise ValueError(f"--batch-size is {batch_size}; give 1 or more.")
     model.eval()
     plan = SequentialPlan(len(shards), batch_size, world.rank, world.size)
     shape = BatchShape(batch_size, spec.clip_frames, partners=False)
@@ -98,7 +101,7 @@ def evaluate_checkpoint(
         check_compatible(checkpoint.card, shards, path)
         world = start_world(device)
         model = checkpoint.build().to(world.device)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        use_channels_last(model)
         scores = score_shards(model, shards, checkpoint.card.input, batch_size, precision, world).numpy()
         targets = shards.targets(np.arange(len(shards)))
         return Evaluation(shards.keys, scores, targets, compute_metrics(scores, targets))

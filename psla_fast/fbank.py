@@ -33,6 +33,16 @@ class FbankConfig:
     preemphasis: float = 0.97
     """Pre-emphasis coefficient; the first sample of a frame is emphasised against itself."""
 
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.sample_rate < 1 or self.num_mels < 1 or self.window_samples < 2 or self.shift_samples < 1:
+            raise ValueError(
+                f"fbank: {self.num_mels} mels of windows of {self.window_samples} samples every "
+                f"{self.shift_samples} can't be computed; give 1 mel, 2 samples, 1 sample, or more."
+            )
+        if not 0 <= self.low_freq < self.sample_rate / 2:
+            raise ValueError(f"fbank.low_freq is {self.low_freq}; give 0 to below {self.sample_rate / 2} Hz.")
+
     @property
     def window_samples(self) -> int:
         """Samples W of one window."""

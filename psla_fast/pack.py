@@ -16,7 +16,8 @@ from psla_fast.audio import AudioError, read_duration, read_waveform
 from psla_fast.classes import Classes, format_classes
 from psla_fast.clip import Clip
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD, FbankConfig, compute_fbank
-from psla_fast.shards.spec import FORMAT_VERSION, DtypeName, Storage, make_key, shard_name, write_atomically
+from psla_fast.files import write_atomically
+from psla_fast.shards.spec import FORMAT_VERSION, DtypeName, Storage, make_key, shard_name
 from psla_fast.shards.writer import ShardStatistics, ShardWriter, read_statistics, write_index
 from psla_fast.sources import Split
 
@@ -47,6 +48,8 @@ class PackConfig:
             raise ValueError(f"--workers is {self.workers}; give 1 or more.")
         if not self.shard_mb > 0:
             raise ValueError(f"--shard-mb is {self.shard_mb}; give a size above 0.")
+        if self.seed < 0:
+            raise ValueError(f"--seed is {self.seed}; give 0 or more.")
         if not 0 <= self.max_rejected_fraction <= 1:
             raise ValueError(
                 f"--max-rejected-fraction is {self.max_rejected_fraction}; give a number from 0 to 1."
@@ -97,10 +100,10 @@ def pack_splits(classes: Classes, splits: list[Split], out: Path, config: PackCo
         if not split.clips:
             raise ValueError(f"split {split.name} has no clip. Check the data set's CSV files.")
     write_atomically(out / "classes.csv", text)
-    return [_pack_split(split, out / split.name, len(classes), config) for split in splits]
+    return [_pack_split(split, out / split.name, classes, config) for split in splits]
 
 
-def _pack_split(split: Split, folder: Path, num_classes: int, config: PackConfig) -> SplitSummary:
+def _pack_split(split: Split, folder: Path, classes: Classes, config: PackConfig) -> SplitSummary:
     num_shards = _plan(split, folder, config)
     order = np.random.Generator(np.random.PCG64(config.seed)).permutation(len(split.clips))
     chunks = [[split.clips[i] for i in part] for part in np.array_split(order, num_shards)]
@@ -117,7 +120,7 @@ def _pack_split(split: Split, folder: Path, num_classes: int, config: PackConfig
     shards = [read_statistics(folder / f"{shard_name(number)}.json") for number in range(num_shards)]
     rejected = _rejected_rows(split) + [row for shard in shards for row in shard.rejected]
     _write_rejected(folder, rejected, len(split.clips) + len(split.rejected), config)
-    mean, std = write_index(folder, shards, config.fbank, Storage.of(config.dtype), num_classes)
+    mean, std = write_index(folder, shards, config.fbank, Storage.of(config.dtype), classes)
     return SplitSummary(
         name=split.name,
         num_clips=sum(len(shard.clips) for shard in shards),
@@ -202,7 +205,9 @@ def _plan(split: Split, folder: Path, config: PackConfig) -> int:
 
 
 def _task(clips: list[Clip], config: PackConfig) -> str:
-    return hashlib.sha256(json.dumps([_settings(config), _fingerprint(clips)]).encode()).hexdigest()
+    """Fingerprint what goes into a shard; file sizes too, so that exchanged audio is packed anew."""
+    sizes = [clip.path.stat().st_size if clip.path.is_file() else -1 for clip in clips]
+    return hashlib.sha256(json.dumps([_settings(config), _fingerprint(clips), sizes]).encode()).hexdigest()
 
 
 def _is_done(folder: Path, number: int, clips: list[Clip], config: PackConfig) -> bool:
@@ -213,7 +218,8 @@ def _is_done(folder: Path, number: int, clips: list[Clip], config: PackConfig) -
     statistics: ShardStatistics = read_statistics(stem.with_suffix(".json"))
     tar = stem.with_suffix(".tar")
     whole = tar.is_file() and tar.stat().st_size == statistics.tar_bytes
-    return whole and statistics.task == _task(clips, config)
+    mendable = bool(statistics.rejected)  # is packed anew: the recordings may have been mended since
+    return whole and not mendable and statistics.task == _task(clips, config)
 
 
 def _pack_shard(folder: Path, number: int, clips: list[Clip], config: PackConfig) -> int:

@@ -30,16 +30,16 @@ def read_recipe(name: str) -> dict[str, Any]:
     Raises ValueError where there is none, with the closest name, or where it isn't TOML.
     """
     if Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        content = Path(name).read_bytes()
     elif name in packaged_recipes():
-        text = (resources.files("psla_fast") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+        content = (resources.files("psla_fast") / "recipes" / f"{name}.toml").read_bytes()
     else:
         close = difflib.get_close_matches(Path(name).stem, packaged_recipes(), n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"Packaged are: {', '.join(packaged_recipes())}."
         raise ValueError(f"recipe {name!r} not found. {hint}")
     try:
-        return _flatten(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
+        return _flatten(tomllib.loads(content.decode()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"recipe {name} is not TOML: {error}.") from error
 
 
@@ -136,10 +136,8 @@ def _as_flag(key: str, value: Any) -> list[str]:
 
 
 def _one_line(box: str) -> str:
-    """Take the sentence out of tyro's box."""
-    lines = [re.sub(r"[╭╮╰╯│─]", " ", line).strip() for line in box.splitlines()]
-    kept = [
-        line for line in lines[1:] if line and not line.startswith(("For full helptext", "Argument helptext"))
-    ]
-    text = " ".join(kept).rstrip(".:")
-    return (text[:300] or "the arguments can't be parsed") + "."
+    """Take the message out of tyro's box: what stands between its title and its next rule."""
+    lines = [line.strip(" │|╭╮╰╯") for line in box.splitlines()[1:]]
+    sections = re.split(r"(?m)^[-─]*$", "\n".join(lines))
+    message = next((" ".join(section.split()) for section in sections if section.strip()), "")
+    return (message.rstrip(".:") or "the arguments can't be parsed") + "."

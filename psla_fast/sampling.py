@@ -44,10 +44,6 @@ class Draws:
     partner_ids: npt.NDArray[np.int64]
     lam: npt.NDArray[np.float32]
 
-    def __len__(self) -> int:
-        """Give the number of draws D."""
-        return len(self.clip_ids)
-
 
 def compute_class_counts(indices: npt.NDArray[np.integer], num_classes: int) -> npt.NDArray[np.int64]:
     """Count the clips of each class (C,) from all clips' labels, concatenated."""

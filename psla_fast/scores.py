@@ -1,15 +1,15 @@
 """Score files: HDF5 with `key` (N,), `scores` (N, C) and, by choice, `targets` (N, C)."""
 
-import contextlib
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 import numpy.typing as npt
+
+from psla_fast.files import replacing
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def write_scores(
     path: Path, keys: Sequence[str], scores: npt.NDArray[np.floating], targets: npt.NDArray[np.generic]
 ) -> None:
     """Write a score file atomically; targets (N, C) are hard labels."""
-    with _replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         _write_columns(file, keys, scores, targets)
 
 
@@ -47,7 +47,7 @@ def add_epoch_scores(
     targets: npt.NDArray[np.generic],
 ) -> None:
     """Add one epoch's scores as `epochs/NN` to a run's score file, whose `scores` are the mean; atomic."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         if path.is_file() and epoch > 1:
             shutil.copyfile(path, temporary)
         with h5py.File(temporary, "a") as file:
@@ -64,17 +64,6 @@ def _write_columns(
     file.create_dataset("key", data=np.array([key.encode() for key in keys], dtype="S"))
     file.create_dataset("scores", data=scores.astype(np.float32))
     file.create_dataset("targets", data=targets.astype(np.uint8), compression="gzip", compression_opts=1)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path that takes the place of `path` once it is written and synced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    with open(temporary, "rb") as written:
-        os.fsync(written.fileno())
-    os.replace(temporary, path)
 
 
 def read_scores(path: Path) -> ScoreFile:

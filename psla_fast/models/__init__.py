@@ -2,7 +2,7 @@
 
 from psla_fast.models.attention import AttentionPooling
 from psla_fast.models.registry import ModelConfig, build_model, register
-from psla_fast.models.tagger_net import TaggerNet
+from psla_fast.models.tagger_net import TaggerNet, use_channels_last
 from psla_fast.models.weights import clean_state_dict, read_state_dict
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "clean_state_dict",
     "read_state_dict",
     "register",
+    "use_channels_last",
 ]

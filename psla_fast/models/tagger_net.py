@@ -26,3 +26,12 @@ class TaggerNet(nn.Module):
         """Score normalised log-mels (B, T, F): (B, C) in [0, 1]; several heads can sum to just above 1."""
         scores: Tensor = self.attention(self.features(fbank))
         return scores
+
+
+def use_channels_last(model: nn.Module) -> None:
+    """Lay out convolutions channels-last, in place; the heads' 1×1 ones stay as their products want them."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in model.modules():
+        if isinstance(module, AttentionPooling):
+            for parameter in module.parameters():  # of size 1 × 1, so only the strides change
+                parameter.data = parameter.data.flatten().view(parameter.shape)

@@ -24,7 +24,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def read_torch_file(path: Path) -> dict[str, Any]:
     """Read a torch file of tensors and plain values; runs no code, raises ValueError for anything else."""
     if not path.is_file():
-        raise ValueError(f"{path} not found. Pass a checkpoint (*.pt) or a state dict (*.pth).")
+        found = "is a folder" if path.is_dir() else "not found"
+        raise ValueError(f"{path} {found}. Pass a checkpoint (*.pt) or a state dict (*.pth).")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader meets garbage with errors of any kind
@@ -47,19 +48,24 @@ def clean_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a file's weights into a model of the same shapes; raises ValueError that says what doesn't fit."""
-    state, wanted = read_state_dict(path), model.state_dict()
+    fit_weights(model, read_state_dict(path), str(path))
+
+
+def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict of the same names and shapes; raises ValueError that says what doesn't fit."""
+    wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     if missing or extra:
         example = f"missing {missing[0]}" if missing else f"unknown {extra[0]}"
         raise ValueError(
-            f"{path} is another model: {len(missing)} tensors missing, {len(extra)} unknown ({example}). "
+            f"{source} is another model: {len(missing)} tensors missing, {len(extra)} unknown ({example}). "
             "Set --model.name and --model.num-heads as in that file."
         )
     for name, value in wanted.items():
         if state[name].shape != value.shape:
             got, want = tuple(state[name].shape), tuple(value.shape)
             raise ValueError(
-                f"{path}: {name} has shape {got}, this model {want}. Is it for another class list?"
+                f"{source}: {name} has shape {got}, this model {want}. Is it for another class list?"
             )
     model.load_state_dict(state)
 

@@ -179,10 +179,10 @@ def open_shards(path: str | Path) -> Shards:
             f"{index_path} has format version {found}, this code reads {FORMAT_VERSION}. Pack again."
         )
     classes = read_classes(folder.parent / "classes.csv")
-    if len(classes) != attributes["num_classes"]:
+    if classes.fingerprint != attributes["classes"]:
         raise ShardError(
-            f"{folder.parent / 'classes.csv'} has {len(classes)} classes, {index_path} "
-            f"{attributes['num_classes']}. Restore the class list that was packed."
+            f"{folder.parent / 'classes.csv'} lists other classes, or in another order, than {folder} was "
+            "packed with. Restore that class list."
         )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * len(index.shard_bytes) + 256

@@ -6,19 +6,20 @@ one folder above.
 """
 
 import hashlib
-import os
+import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from psla_fast.fbank import LOG_FLOOR_POWER
+
 FORMAT_VERSION = 1
 TAR_BLOCK = 512
 DtypeName = Literal["float16", "uint8"]
-LOWEST_LOG_MEL = float(np.log(np.float32(1.1920929e-07)))  # -15.94, Kaldi's floor
+LOWEST_LOG_MEL = math.log(LOG_FLOOR_POWER)  # -15.94
 HIGHEST_LOG_MEL = 12.0  # a full-scale square wave reaches 11.6
 
 
@@ -70,13 +71,3 @@ def make_key(name: str) -> str:
 def shard_name(number: int) -> str:
     """Give the stem of shard number 0, 1, …: five digits, more where they are needed."""
     return f"{number:05d}"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or not there: to `*.tmp`, fsynced, renamed."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

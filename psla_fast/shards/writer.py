@@ -18,8 +18,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from psla_fast.classes import Classes
 from psla_fast.fbank import FbankConfig
-from psla_fast.shards.spec import FORMAT_VERSION, TAR_BLOCK, Storage, shard_name, write_atomically
+from psla_fast.files import write_atomically
+from psla_fast.shards.spec import FORMAT_VERSION, TAR_BLOCK, Storage, shard_name
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def read_statistics(path: Path) -> ShardStatistics:
 
 
 def write_index(
-    folder: Path, shards: Sequence[ShardStatistics], fbank: FbankConfig, storage: Storage, num_classes: int
+    folder: Path, shards: Sequence[ShardStatistics], fbank: FbankConfig, storage: Storage, classes: Classes
 ) -> tuple[float, float]:
     """Write index.h5 over all shards of a split and return its mean and std of the stored log-mels.
 
@@ -164,7 +166,7 @@ def write_index(
         "indices": np.array([label for member in clips for label in member.labels], dtype="<i4"),
     }
     digest = hashlib.sha256(
-        json.dumps([FORMAT_VERSION, asdict(fbank), asdict(storage), num_classes]).encode()
+        json.dumps([FORMAT_VERSION, asdict(fbank), asdict(storage), classes.mids]).encode()
     )
     for name, column in columns.items():
         digest.update(name.encode() + column.tobytes())
@@ -188,7 +190,7 @@ def write_index(
             offset=storage.offset,
             mean=mean,
             std=std,
-            num_classes=num_classes,
+            classes=classes.fingerprint,
             fingerprint=digest.hexdigest(),
         )
     write_atomically(folder / "index.h5", buffer.getvalue())

@@ -50,6 +50,15 @@ def read_fsd50k(root: Path) -> tuple[Classes, list[Split]]:
 
 
 def _read_rows(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
+    try:
+        yield from _parse_rows(path, columns)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is not a CSV file in UTF-8 ({error}). Restore the official file."
+        ) from error
+
+
+def _parse_rows(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != columns:

@@ -52,7 +52,7 @@ class RunningMean:
             if not value.is_floating_point():
                 self._mean[name] = value.clone()
             elif not self.count:
-                self._mean[name] = value.double()
+                self._mean[name] = value.to(torch.float64, copy=True)
             else:
                 self._mean[name] += (value.double() - self._mean[name]) / (self.count + 1)
         self.count += 1
@@ -89,9 +89,9 @@ def average_checkpoints(paths: Sequence[Path]) -> tuple[Card, dict[str, Tensor],
         checkpoint = load_checkpoint(path)
         if first is None:
             first = checkpoint.card
-        elif (checkpoint.card.classes, checkpoint.card.input) != (first.classes, first.input):
+        elif _alike(checkpoint.card) != _alike(first):
             raise ValueError(
-                f"{path} has other classes or another input than {paths[0]}; can't average them."
+                f"{path} has other classes, input or layers than {paths[0]}; can't average them."
             )
         try:
             mean.add(checkpoint.state)
@@ -100,3 +100,9 @@ def average_checkpoints(paths: Sequence[Path]) -> tuple[Card, dict[str, Tensor],
         epoch = max(epoch, checkpoint.epoch)
     assert first is not None
     return first, mean.mean(), epoch
+
+
+def _alike(card: Card) -> tuple[object, ...]:
+    """What the models to average must share."""
+    model = card.model
+    return card.classes, card.input, card.fbank, model.name, model.num_heads, model.same_padding

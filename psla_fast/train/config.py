@@ -33,7 +33,7 @@ class InputConfig:
     """What the model hears of a clip."""
 
     clip_frames: int = 1056
-    """Frames of 10 ms: longer clips are cut at the end, shorter ones padded."""
+    """Frames of a clip (of 10 ms, unless packed otherwise): longer clips are cut, shorter ones padded."""
     pad_value: float = 0.0
     """Log-mel that pads, before normalising. PSLA pads with 0, about one std above its mean."""
     statistics: Literal["psla", "shards"] = "psla"
@@ -42,8 +42,8 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.clip_frames < 1:
-            raise ValueError(f"input.clip_frames is {self.clip_frames}; give 1 or more.")
+        if not 1 <= self.clip_frames <= 1_000_000:
+            raise ValueError(f"input.clip_frames is {self.clip_frames}; give 1 to 1,000,000.")
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,11 @@ class TrainConfig:
     SIGUSR1."""
     log_every_steps: int = 20
     """Steps between progress lines and rows of metrics.jsonl; the only steps that wait for the device."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.log_every_steps < 1 or self.checkpoint_minutes < 0 or self.seed < 0:
+            raise ValueError(
+                f"log_every_steps is {self.log_every_steps}, checkpoint_minutes {self.checkpoint_minutes}, "
+                f"seed {self.seed}; give 1 or more, 0 or more, and 0 or more."
+            )

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 
@@ -18,11 +19,10 @@ from psla_fast.distributed import World, broadcast_model, sum_over_ranks
 from psla_fast.evaluate import autocast, resolve_precision, score_shards
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD
 from psla_fast.metrics import compute_metrics
-from psla_fast.models import build_model
+from psla_fast.models import build_model, use_channels_last
 from psla_fast.scores import add_epoch_scores
 from psla_fast.shards import Shards, open_shards
 from psla_fast.stream import Batch, BatchShape, DrawPlan, open_stream
-from psla_fast.train.averaging import RunningMean
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.optim import build_optimizer, compute_loss, compute_lr
 from psla_fast.train.progress import Progress
@@ -53,9 +53,10 @@ class Trainer:
         )
         self.rank_batch = config.optim.batch_size // world.size
         torch.manual_seed(config.seed)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = build_model(config.model, len(self.train.classes)).to(world.device)
-        self.model.to(memory_format=layout)  # type: ignore[call-overload]
+        start = replace(config.model, pretrained="none") if self.folder.last.is_file() else config.model
+        self.model = build_model(start, len(self.train.classes)).to(world.device)
+        if config.channels_last:
+            use_channels_last(self.model)
         self.optimizer = build_optimizer(config.optim, self.model)
         self.precision = resolve_precision(config.precision, world.device)
         self.scaler = GradScaler(world.device.type, enabled=self.precision == "fp16")
@@ -107,17 +108,18 @@ class Trainer:
             loss_sum += loss
             logs = (step + 1) % config.log_every_steps == 0 or step + 1 == num_steps
             if logs:
-                self._log_step(progress, epoch, step, float(loss), lr)
-            if logs or self.world.size == 1:  # several ranks meet at log steps only
+                self._log_step(progress, epoch, step, self._mean_over_ranks(loss), lr)
+            if logs or self.world.size == 1 or self.world.device.type == "cpu":  # GPUs wait at log steps only
                 due = time.monotonic() - saved > 60 * config.checkpoint_minutes
                 stop, save = self._agree(self.stop_signal, int(due))
                 if stop or save:
-                    state.step, state.loss_sum = step + 1, float(sum_over_ranks(loss_sum.clone(), self.world))
+                    state.step, state.loss_sum = step + 1, self._mean_over_ranks(loss_sum)
+                    self._check_finite(state.loss_sum, epoch, step)
                     self._save_last()
                     saved = time.monotonic()
                 if stop:
                     raise Stopped(signal.Signals(stop).name)
-        return float(sum_over_ranks(loss_sum, self.world)) / (num_steps * self.world.size)
+        return self._mean_over_ranks(loss_sum) / num_steps
 
     def _step(self, epoch: int, step: int, lr: float, batch: Batch) -> Tensor:
         """One update; returns the rank's loss, still on the device."""
@@ -153,18 +155,25 @@ class Trainer:
         return loss.detach()
 
     def _log_step(self, progress: Progress, epoch: int, step: int, loss: float, lr: float) -> None:
+        self._check_finite(loss, epoch, step)
+        row = progress.report(epoch, step + 1, loss, lr)
+        if self.world.is_first:
+            self.folder.log(row)
+
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        return float(sum_over_ranks(value.clone(), self.world)) / self.world.size
+
+    def _check_finite(self, loss: float, epoch: int, step: int) -> None:
         if not np.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss} at epoch {epoch}, step {step + 1}. {self.folder.last} holds the last "
                 "good state; try a lower --optim.lr or --precision fp32."
             )
-        row = progress.report(epoch, step + 1, loss, lr)
-        if self.world.is_first:
-            self.folder.log(row)
 
     def _finish_epoch(self, epoch: int, train_loss: float, progress: Progress) -> None:
         """Score the splits; on the first rank update averages, best and files. last.pt comes last."""
         state = self.state
+        broadcast_model(self.model, self.world)  # each rank has its own BatchNorm statistics
         scored = self._score()
         if self.world.is_first:
             metrics = [compute_metrics(scores, targets) for scores, targets in scored]
@@ -250,7 +259,9 @@ class Trainer:
             "state": self.state.to_plain(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "precision": self.precision,
             "draws": self.plan.fingerprint,
+            "scored": {name: shards.fingerprint for name, shards in self.scored},
             "log_size": self.folder.log_size(),
         }
         save_checkpoint(self.folder.last, self.card, self.model.state_dict(), self.state.epoch - 1, extra)
@@ -265,15 +276,26 @@ class Trainer:
                 f"{self.folder.last} was trained on other draws: shards, sampling, seed or batch size "
                 "differ. Pass the same data and settings, or another --run."
             )
+        scored = {name: shards.fingerprint for name, shards in self.scored}
+        if checkpoint.extra["scored"] != scored:
+            raise ValueError(
+                f"{self.folder.last} was scored on other splits than {', '.join(scored)} are now."
+            )
+        if checkpoint.extra["precision"] != self.precision:
+            before = checkpoint.extra["precision"]
+            raise ValueError(
+                f"{self.folder.last} was trained in {before}; pass --precision {before} to go on."
+            )
         self.model.load_state_dict(checkpoint.state)
         self.optimizer.load_state_dict(checkpoint.extra["optimizer"])
         self.scaler.load_state_dict(checkpoint.extra["scaler"])
         self.state = TrainState.from_plain(checkpoint.extra["state"])
         if self.world.is_first:
+            self.state.loss_sum *= self.world.size
             self.folder.cut_log(checkpoint.extra["log_size"])
             self.folder.write_table("result.csv", self.state.rows)
         else:
-            self.state.loss_sum, self.state.weights = 0.0, RunningMean()
+            self.state.loss_sum = 0.0
 
     def _say_start(self, progress: Progress) -> None:
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
@@ -301,6 +323,11 @@ def _open_splits(config: TrainConfig) -> tuple[Shards, list[tuple[str, Shards]]]
     names = [data.val] + ([data.eval] if data.eval != data.val and (data.shards / data.eval).is_dir() else [])
     scored = [(name, open_shards(data.shards / name)) for name in names]
     for name, shards in scored:
+        clips_of_class = np.bincount(shards.index.indices, minlength=len(shards.classes))
+        if not ((clips_of_class > 0) & (clips_of_class < len(shards))).any():
+            raise ValueError(
+                f"{shards.folder}: no class has both positives and negatives; nothing to measure."
+            )
         if shards.fbank_config != train.fbank_config:
             raise ValueError(f"{data.shards / name} holds other fbanks than {data.train}. Pack them alike.")
     return train, scored

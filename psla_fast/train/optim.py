@@ -45,7 +45,7 @@ class OptimConfig:
 def compute_lr(config: OptimConfig, epoch: int, global_step: int) -> float:
     """Learning rate of a step: global_step counts from 0 over the run, epoch from 1.
 
-    While global_step ≤ warmup_steps it is lr·s/warmup_steps, s being the last multiple of warmup_every_steps.
+    While global_step < warmup_steps it is lr·s/warmup_steps, s being the last multiple of warmup_every_steps.
     It halves for each completed halve_every_epochs from halve_after_epoch on. Source: PSLA's traintest.py.
     """
     past = epoch - 1 - config.halve_after_epoch

@@ -1,6 +1,7 @@
 """Results: the files of a run folder, PSLA's names and columns among them, each written atomically."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 import tomli_w
 from torch.utils.tensorboard import SummaryWriter
 
+from psla_fast.files import write_atomically
 from psla_fast.metrics import Metrics
 from psla_fast.recipe import flat_config, read_recipe, resolved
-from psla_fast.shards.spec import write_atomically
 from psla_fast.train.config import TrainConfig
 
 # what may differ when a run goes on: how fast it runs, not what it computes
@@ -84,6 +85,7 @@ class RunFolder:
             return
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.scores.mkdir(exist_ok=True)
+        self.cut_log(0)  # of a run that was killed before its first checkpoint
         write_atomically(written, tomli_w.dumps(resolved(config)).encode())
 
     def write_table(self, name: str, rows: list[list[float]]) -> None:
@@ -100,7 +102,7 @@ class RunFolder:
     def log(self, row: dict[str, object]) -> None:
         """Append a row to metrics.jsonl."""
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(_json_values(row), allow_nan=False) + "\n")
 
     def log_epoch(
         self,
@@ -159,3 +161,8 @@ class RunFolder:
         if path.is_file() and path.stat().st_size > size:
             with open(path, "r+b") as file:
                 file.truncate(size)
+
+
+def _json_values(row: dict[str, object]) -> dict[str, object]:
+    """Null for what JSON has no number for: d' is infinite where the AUC is 1."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from psla_fast.checkpoint import load_checkpoint
 from psla_fast.distributed import World, end_world, start_world
+from psla_fast.evaluate import evaluate_checkpoint
 from psla_fast.metrics import compute_metrics
 from psla_fast.pack import PackConfig, pack_splits
 from psla_fast.shards import open_shards
@@ -144,6 +145,12 @@ def test_going_on_with_other_settings_or_data_is_refused(packed: Path, finished:
     shutil.copy(packed / "classes.csv", moved)
     with pytest.raises(ValueError, match="trained on other draws"):
         train_tiny(tiny_config(moved, run))
+    shutil.rmtree(moved)
+    shutil.copytree(packed, moved)
+    shutil.rmtree(moved / "val")
+    shutil.copytree(packed / "eval", moved / "val")
+    with pytest.raises(ValueError, match="was scored on other splits"):
+        train_tiny(tiny_config(moved, run))
 
 
 def test_a_set_without_eval_reports_two_numbers(packed: Path, tmp_path: Path):
@@ -169,7 +176,7 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_state(packed: Path, tm
     assert not config.run.joinpath("checkpoints/last.pt").exists()
 
 
-def run_rank(rank: int, world_size: int, port: int, shards: Path, run: Path) -> None:
+def run_rank(rank: int, world_size: int, port: int, shards: Path, run: Path, flags: list[str]) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -179,28 +186,47 @@ def run_rank(rank: int, world_size: int, port: int, shards: Path, run: Path) -> 
         MASTER_PORT=str(port),
     )
     world: World = start_world("cpu")
-    Trainer(tiny_config(shards, run, "--model.drop-connect", "0"), world).run()
+    Trainer(tiny_config(shards, run, *flags), world).run()
     end_world(finished=True)
 
 
-def test_two_gloo_ranks_give_the_loss_curve_of_one(packed: Path, tmp_path: Path):
-    train_tiny(tiny_config(packed, tmp_path / "one", "--model.drop-connect", "0"))
+def train_on_two_ranks(shards: Path, run: Path, *flags: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
     ranks = [
-        context.Process(target=run_rank, args=(rank, 2, port, packed, tmp_path / "two")) for rank in range(2)
+        context.Process(target=run_rank, args=(rank, 2, port, shards, run, list(flags))) for rank in range(2)
     ]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(200)
     assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def test_two_gloo_ranks_give_the_loss_curve_of_one(packed: Path, tmp_path: Path):
+    train_tiny(tiny_config(packed, tmp_path / "one", "--model.drop-connect", "0"))
+    train_on_two_ranks(packed, tmp_path / "two", "--model.drop-connect", "0")
     one, two = numbers(tmp_path / "one/result.csv"), numbers(tmp_path / "two/result.csv")
     assert np.allclose(one[:, [5, 6]], two[:, [5, 6]], rtol=1e-5)
     first, second = weights(tmp_path / "one/checkpoints/wa.pt"), weights(tmp_path / "two/checkpoints/wa.pt")
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
+
+
+def test_the_scores_of_two_ranks_are_those_of_the_saved_weights(packed: Path, tmp_path: Path):
+    flags = [
+        "--model.name",
+        "efficientnet_lite0",
+        "--model.batch-norm-momentum",
+        "0.1",
+        "--optim.epochs",
+        "1",
+    ]
+    train_on_two_ranks(packed, tmp_path / "run", *flags)
+    saved = evaluate_checkpoint(tmp_path / "run/checkpoints/epoch_01.pt", packed / "val", 4, "fp32", "cpu")
+    with h5py.File(tmp_path / "run/scores/val.h5") as file:
+        assert np.allclose(file["epochs/01"][:], saved.scores, atol=1e-5)
 
 
 def test_the_progress_line_tells_speed_wait_rate_loss_and_eta(

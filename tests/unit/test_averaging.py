@@ -1,3 +1,6 @@
+import resource
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,8 +89,31 @@ def test_checkpoint_files_are_averaged_and_others_refused(tmp_path: Path):
     for name, message in (("junk.pt", "not a whole torch file"), ("bare.pt", "not a psla_fast checkpoint")):
         with pytest.raises(ValueError, match=message):
             average_checkpoints([tmp_path / "1.pt", tmp_path / name])
+    other = replace(CARD, model=replace(CARD.model, same_padding="asymmetric"))
+    save_checkpoint(tmp_path / "other.pt", other, tensors(3), epoch=3)
+    with pytest.raises(ValueError, match=r"other\.pt has other classes, input or layers"):
+        average_checkpoints([tmp_path / "1.pt", tmp_path / "other.pt"])
+    with pytest.raises(ValueError, match="is a folder"):
+        average_checkpoints([tmp_path])
     with pytest.raises(ValueError, match="missing.pt not found"):
         average_checkpoints([tmp_path / "missing.pt"])
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_the_old_checkpoint(tmp_path: Path):
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, CARD, tensors(0), epoch=1)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"a\.pt"):
+            save_checkpoint(path, CARD, tensors(1), epoch=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_a_checkpoint_keeps_its_card_and_a_cut_one_is_refused(tmp_path: Path):

@@ -117,6 +117,21 @@ def test_unusable_clips_are_counted_by_reason_and_the_rest_is_packed(synthetic_f
         assert not set(shards.keys) & set(names)
 
 
+def test_mended_and_exchanged_recordings_are_packed_anew(synthetic_fsd50k: Path, tmp_path: Path):
+    root = copy_of(synthetic_fsd50k, tmp_path)
+    broken, other = sorted((root / "FSD50K.dev_audio").iterdir())[:2]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:20])
+    with pytest.raises(ValueError, match="1 of 64 clips rejected"):
+        pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(workers=1))
+    broken.write_bytes(whole)
+    soundfile.write(other, np.random.default_rng(0).uniform(-0.5, 0.5, 4410), 44100)
+    pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(workers=1))
+    with open_shards(tmp_path / "out/train") as shards:
+        assert broken.stem in shards.keys
+        assert len(shards.fbank(shards.keys.index(other.stem))) == 8  # 0.1 s
+
+
 def test_more_rejected_than_allowed_is_an_error_before_anything_is_packed(
     synthetic_fsd50k: Path, tmp_path: Path
 ):
@@ -164,6 +179,18 @@ def test_a_bad_row_is_rejected_by_its_reason(synthetic_fsd50k: Path, tmp_path: P
     truth.write_text("\n".join([lines[0], *lines[2:], lines[1]]) + "\n")
     bad = [clip for split in read_fsd50k(root)[1] for clip in split.rejected]
     assert [clip.reason.split(":")[0] for clip in bad] == [reason]
+
+
+def test_a_table_that_is_no_csv_in_utf8_is_named(synthetic_fsd50k: Path, tmp_path: Path):
+    root = copy_of(synthetic_fsd50k, tmp_path)
+    truth = root / "FSD50K.ground_truth/dev.csv"
+    for content in (
+        b'fname,labels,mids,split\n1,"' + b"x" * 200_000,
+        b"fname,labels,mids,split\n\xff\xfe,a,b,c\n",
+    ):
+        truth.write_bytes(content)
+        with pytest.raises(ValueError, match=r"dev\.csv is not a CSV file in UTF-8"):
+            read_fsd50k(root)
 
 
 def test_a_table_with_other_columns_or_splits_is_refused(synthetic_fsd50k: Path, tmp_path: Path):

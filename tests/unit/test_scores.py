@@ -51,6 +51,14 @@ def test_epochs_are_added_one_by_one_and_a_repeated_one_replaces_itself(tmp_path
         assert np.array_equal(file["scores"][:], SCORES)
 
 
+def test_what_a_killed_process_left_behind_is_ignored(tmp_path: Path):
+    path = tmp_path / "val.h5"
+    (tmp_path / "val.h5.tmp").write_bytes(b"half a file")
+    add_epoch_scores(path, 1, KEYS, SCORES, SCORES, TARGETS)
+    assert read_scores(path).keys == KEYS
+    assert [file.name for file in tmp_path.iterdir()] == ["val.h5"]
+
+
 def test_a_new_run_s_first_epoch_forgets_an_older_file(tmp_path: Path):
     path = tmp_path / "val.h5"
     for epoch in (1, 2, 1):

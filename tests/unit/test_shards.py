@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from psla_fast.classes import read_classes
 from psla_fast.fbank import FbankConfig
 from psla_fast.shards import ShardError, Storage, open_shards
 from psla_fast.shards.spec import make_key
@@ -29,7 +30,7 @@ def write_split(
                 writer.add(f"clip{number}_{clip}", f"clip {number}/{clip}", f"a/{clip}.wav", fbank, labels)
                 written.append(fbank)
             statistics.append(writer.close())
-    write_index(folder, statistics, FbankConfig(), storage, 3)
+    write_index(folder, statistics, FbankConfig(), storage, read_classes(folder.parent / "classes.csv"))
     return written
 
 
@@ -178,6 +179,14 @@ def test_a_deleted_shard_is_named(tmp_path: Path):
 def test_garbage_for_an_index_is_one_clear_error(tmp_path: Path):
     damaged(tmp_path, "index.h5").write_bytes(b"garbage")
     with pytest.raises(ShardError, match="index.h5 can't be read"):
+        open_shards(tmp_path / "train")
+
+
+def test_a_class_list_in_another_order_is_refused(tmp_path: Path):
+    write_split(tmp_path / "train")
+    classes = tmp_path / "classes.csv"
+    classes.write_text(classes.read_text().replace("0,/m/a,A\n1,/m/b,B", "0,/m/b,B\n1,/m/a,A"))
+    with pytest.raises(ShardError, match=r"classes\.csv lists other classes, or in another order"):
         open_shards(tmp_path / "train")
 
 
