@@ -19,6 +19,8 @@ from psla_fast.classes import Classes, read_classes
 from psla_fast.fbank import FbankConfig
 from psla_fast.shards.spec import FORMAT_VERSION, Storage, shard_name
 
+ATTRIBUTES = {"fbank", "dtype", "scale", "offset", "mean", "std", "classes", "fingerprint"}
+
 
 class ShardError(ValueError):
     """A damaged or incomplete shard set; says shard, key and offset where they are known."""
@@ -177,6 +179,11 @@ def open_shards(path: str | Path) -> Shards:
         found = attributes.get("format_version")
         raise ShardError(
             f"{index_path} has format version {found}, this code reads {FORMAT_VERSION}. Pack again."
+        )
+    missing = ATTRIBUTES - attributes.keys()
+    if missing:
+        raise ShardError(
+            f"{index_path} lacks {', '.join(sorted(missing))}. Pack again: only the index is redone."
         )
     classes = read_classes(folder.parent / "classes.csv")
     if classes.fingerprint != attributes["classes"]:

@@ -4,6 +4,7 @@ import tarfile
 import warnings
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import webdataset
@@ -187,6 +188,13 @@ def test_a_class_list_in_another_order_is_refused(tmp_path: Path):
     classes = tmp_path / "classes.csv"
     classes.write_text(classes.read_text().replace("0,/m/a,A\n1,/m/b,B", "0,/m/b,B\n1,/m/a,A"))
     with pytest.raises(ShardError, match=r"classes\.csv lists other classes, or in another order"):
+        open_shards(tmp_path / "train")
+
+
+def test_an_index_without_its_attributes_is_one_clear_error(tmp_path: Path):
+    with h5py.File(damaged(tmp_path, "index.h5"), "a") as file:
+        del file.attrs["mean"]
+    with pytest.raises(ShardError, match=r"index\.h5 lacks mean"):
         open_shards(tmp_path / "train")
 
 
