@@ -16,7 +16,7 @@ from record import interleave, paired_ratio, print_table, read_environment, summ
 from roofline import NUM_CLASSES, compute_roofline, count_convolution_outputs, measure_copy_bandwidth
 from step_upstream import build_upstream_step
 
-from psla_fast.augment import AugmentConfig, InputSpec, augment, draw_uniforms
+from psla_fast.augment import AugmentConfig, InputSpec, StoredBatch, augment, draw_uniforms
 from psla_fast.evaluate import autocast, resolve_precision
 from psla_fast.models import ModelConfig, build_model, use_channels_last
 from psla_fast.train.optim import OptimConfig, build_optimizer, compute_loss
@@ -40,9 +40,10 @@ def build_our_step(
     lengths = torch.full((2 * batch,), min(frames, 998), device=device)
     partners = torch.arange(batch, 2 * batch, device=device)
     lam, uniforms = torch.full((batch,), 0.5, device=device), draw_uniforms(0, 1, 0, batch).to(device)
+    slab = StoredBatch(stored, lengths, targets, partners, lam)
 
     def step() -> None:
-        x, mixed = prepare(stored, lengths, targets, partners, lam, uniforms, AugmentConfig(), spec, 1.0, 0.0)
+        x, mixed = prepare(slab, uniforms, AugmentConfig(), spec)
         with autocast(precision, device):  # type: ignore[arg-type]
             scores = model(x)
         loss = compute_loss(scores, mixed)

@@ -9,7 +9,7 @@ repeats it.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,22 @@ class AugmentConfig:
         for name in ("freq_mask_bins", "time_mask_frames", "noise", "roll_frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"augment.{name} is {getattr(self, name)}; give 0 or more.")
+
+
+class StoredBatch(NamedTuple):
+    """B clips as a stream gives them: rows 0…B-1 are the clips, rows after them partners, R rows in all.
+
+    fbank (R, T, F) stored values, log-mel = value·scale + offset, valid up to each row's num_frames (R,);
+    targets (R, C); partner_row (B,) the row a clip is mixed with, its own where it isn't; lam (B,) in [0, 1].
+    """
+
+    fbank: Tensor
+    num_frames: Tensor
+    targets: Tensor
+    partner_row: Tensor
+    lam: Tensor
+    scale: float = 1.0
+    offset: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,22 +130,14 @@ def pad_and_normalise(fbank: Tensor, num_frames: Tensor, spec: InputSpec) -> Ten
 
 
 def augment(
-    stored: Tensor,
-    num_frames: Tensor,
-    targets: Tensor,
-    partner_row: Tensor,
-    lam: Tensor,
-    uniforms: Tensor,
-    config: AugmentConfig,
-    spec: InputSpec,
-    scale: float,
-    offset: float,
+    batch: StoredBatch, uniforms: Tensor, config: AugmentConfig, spec: InputSpec
 ) -> tuple[Tensor, Tensor]:
-    """Turn a training batch as stored (see stream.Batch) into model input (B, T, F) and targets (B, C).
+    """Turn a training batch as stored into model input (B, T, F) and soft targets (B, C).
 
     uniforms (B, NUM_UNIFORMS) in [0, 1) decides all that is random here but the noise's samples. A mixed clip
     keeps its own length: a longer partner is cut, a shorter one is silent behind its end.
     """
+    stored, num_frames, targets, partner_row, lam, scale, offset = batch
     batch_size = len(partner_row)
     fbank = dequantise(stored, num_frames, scale, offset)
     num_frames = num_frames[:batch_size]

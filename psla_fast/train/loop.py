@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from psla_fast.augment import InputSpec, augment, draw_uniforms
+from psla_fast.augment import InputSpec, StoredBatch, augment, draw_uniforms
 from psla_fast.checkpoint import Card, load_checkpoint, save_checkpoint
 from psla_fast.distributed import World, broadcast_model, sum_over_ranks
 from psla_fast.evaluate import autocast, resolve_precision, score_shards
@@ -131,18 +131,9 @@ class Trainer:
         uniforms = draw_uniforms(config.seed, epoch, step, config.optim.batch_size)
         mine = uniforms[world.rank * self.rank_batch :][: self.rank_batch].to(world.device, non_blocking=True)
         storage = self.train.storage
-        x, targets = self.augment(
-            batch.fbank,
-            batch.num_frames,
-            batch.targets,
-            batch.partner_row,
-            batch.lam,
-            mine,
-            config.augment,
-            self.spec,
-            storage.scale,
-            storage.offset,
-        )
+        tensors = (batch.fbank, batch.num_frames, batch.targets, batch.partner_row, batch.lam)
+        stored = StoredBatch(*tensors, storage.scale, storage.offset)
+        x, targets = self.augment(stored, mine, config.augment, self.spec)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with autocast(self.precision, world.device):

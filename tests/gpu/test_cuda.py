@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from psla_fast.augment import AugmentConfig, InputSpec, augment, draw_uniforms
+from psla_fast.augment import AugmentConfig, InputSpec, StoredBatch, augment, draw_uniforms
 from psla_fast.distributed import World
 from psla_fast.fbank import FbankConfig, compute_fbank
 from psla_fast.models import ModelConfig, build_model
@@ -54,10 +54,11 @@ def test_compiled_augmentation_on_the_gpu_is_the_eager_one_of_the_cpu():
     stored = (torch.randn(8, 100, 128, generator=generator) * 4 - 5).half()
     lengths, partners = torch.tensor([100, 80, 3, 50] * 2), torch.arange(4, 8)
     targets, lam = torch.eye(8)[:, :5], torch.tensor([0.5, 1.0, 0.3, 0.9])
-    tensors = (stored, lengths, targets, partners, lam, draw_uniforms(0, 1, 0, 4))
-    options = (AugmentConfig(), InputSpec(100, 128, 0.0, -4.6, 4.6), 1.0, 0.0)
-    expected = augment(*tensors, *options)
-    found = torch.compile(augment)(*(tensor.to(CUDA) for tensor in tensors), *options)
+    tensors, uniforms = (stored, lengths, targets, partners, lam), draw_uniforms(0, 1, 0, 4)
+    options = (AugmentConfig(), InputSpec(100, 128, 0.0, -4.6, 4.6))
+    expected = augment(StoredBatch(*tensors), uniforms, *options)
+    moved = StoredBatch(*(tensor.to(CUDA) for tensor in tensors))
+    found = torch.compile(augment)(moved, uniforms.to(CUDA), *options)
     for here, there in zip(expected, found, strict=True):
         assert torch.allclose(here, there.cpu(), atol=1e-4)
 

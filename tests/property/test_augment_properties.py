@@ -13,6 +13,7 @@ from psla_fast.augment import (
     NUM_UNIFORMS,
     AugmentConfig,
     InputSpec,
+    StoredBatch,
     augment,
     mask_spans,
     mix_targets,
@@ -139,7 +140,7 @@ def test_whatever_lies_behind_the_frames_never_shows(
     for garbage in (0.0, math.nan, math.inf, -math.inf, 3e38):
         slab = torch.where(behind.unsqueeze(2), garbage, stored)
         x, _ = augment(
-            slab, num_frames, torch.zeros(rows, 2), partner_row, lam, uniforms, config, spec, 1.0, 0.0
+            StoredBatch(slab, num_frames, torch.zeros(rows, 2), partner_row, lam), uniforms, config, spec
         )
         results.append(x)
     assert torch.isfinite(results[0]).all()
@@ -157,7 +158,7 @@ def test_a_roll_moves_frames_by_less_than_its_limit_and_loses_none(
     config = AugmentConfig(freq_mask_bins=0, time_mask_frames=0, roll_frames=limit)
     spec = InputSpec(clip_frames, 1, pad_value=0.0, mean=0.0, std=1.0)
     x, _ = augment(
-        stored, num_frames, torch.zeros(4, 2), rows, torch.ones(4), uniforms, config, spec, 1.0, 0.0
+        StoredBatch(stored, num_frames, torch.zeros(4, 2), rows, torch.ones(4)), uniforms, config, spec
     )
     for clip in range(4):
         shifts = [s for s in range(-limit, limit) if torch.equal(x[clip], stored[clip].roll(s, dims=0))]

@@ -15,6 +15,7 @@ from psla_fast.augment import (
     NUM_UNIFORMS,
     AugmentConfig,
     InputSpec,
+    StoredBatch,
     augment,
     dequantise,
     draw_uniforms,
@@ -54,7 +55,7 @@ def make_slab(seed: int = 0) -> Slab:
     for row, labels in enumerate(([0, 1], [2], [3], [4], [1, 2], [2, 4], [], [])):
         targets[row, labels] = 1
     return {
-        "stored": stored,
+        "fbank": stored,
         "num_frames": num_frames,
         "targets": targets,
         "partner_row": torch.tensor([4, 5, 2, 3]),
@@ -63,14 +64,18 @@ def make_slab(seed: int = 0) -> Slab:
     }
 
 
+def as_batch(slab: Slab) -> StoredBatch:
+    return StoredBatch(**{name: value for name, value in slab.items() if name != "uniforms"})
+
+
 def run(slab: Slab, config: AugmentConfig, spec: InputSpec = PSLA_SPEC) -> tuple[Tensor, Tensor]:
-    return augment(**slab, config=config, spec=spec, scale=1.0, offset=0.0)
+    return augment(as_batch(slab), slab["uniforms"], config, spec)
 
 
 def reference(slab: Slab, config: AugmentConfig, spec: InputSpec) -> npt.NDArray[np.float64]:
     """PSLA's way, clip by clip in numpy: mix, pad, mask, normalise, roll."""
     inputs = []
-    rows = slab["stored"].double().numpy()
+    rows = slab["fbank"].double().numpy()
     counts = slab["num_frames"].tolist()
     uniforms = slab["uniforms"].double().numpy()
     for clip, partner in enumerate(slab["partner_row"].tolist()):
@@ -122,16 +127,10 @@ def test_an_unmixed_clip_is_in_training_exactly_what_it_is_in_evaluation(dtype: 
     stored = torch.from_numpy(storage.encode(log_mels(4, 40, 16).numpy()))
     num_frames, rows = torch.tensor([40, 33, 1, 0]), torch.arange(4)
     x, targets = augment(
-        stored,
-        num_frames,
-        torch.eye(4),
-        rows,
-        torch.ones(4),
+        StoredBatch(stored, num_frames, torch.eye(4), rows, torch.ones(4), storage.scale, storage.offset),
         torch.zeros(4, NUM_UNIFORMS),
         PLAIN,
         PSLA_SPEC,
-        storage.scale,
-        storage.offset,
     )
     evaluated = pad_and_normalise(
         dequantise(stored, num_frames, storage.scale, storage.offset), num_frames, PSLA_SPEC
@@ -193,7 +192,7 @@ def test_labels_of_a_mixed_clip_are_weighted_and_a_shared_one_stays_1() -> None:
 def test_a_longer_partner_is_cut_and_a_shorter_one_is_silent_behind_its_end() -> None:
     slab = make_slab()
     x, _ = run(slab, PLAIN, replace(PSLA_SPEC, mean=0.0, std=1.0))
-    rows = slab["stored"].float()
+    rows = slab["fbank"].float()
     assert torch.equal(x[1, 12:], torch.zeros(28, 16)), "the partner's 25 frames don't lengthen the clip"
     assert (x[1, :12] - rows[1, :12]).abs().max() > 0.1
     alone = (rows[0, 18:30] + 2 * math.log(0.3)).clamp(min=LOG_FLOOR)
@@ -204,7 +203,7 @@ def test_a_longer_partner_is_cut_and_a_shorter_one_is_silent_behind_its_end() ->
 def test_frames_behind_a_clip_are_the_pad_value_whatever_lies_in_the_slab(garbage: float) -> None:
     slab, other = make_slab(), make_slab()
     for row, count in enumerate(other["num_frames"]):
-        other["stored"][row, count:] = garbage
+        other["fbank"][row, count:] = garbage
     spec = replace(PSLA_SPEC, pad_value=-3.0)
     x, _ = run(slab, PLAIN, spec)
     assert torch.equal(run(other, PLAIN, spec)[0], x)
@@ -212,7 +211,7 @@ def test_frames_behind_a_clip_are_the_pad_value_whatever_lies_in_the_slab(garbag
     for clip, count in enumerate((30, 12, 40, 7)):
         assert torch.allclose(x[clip, count:], pad)
         assert (x[clip, :count] != pad).all()
-    stored, num_frames = other["stored"][:4], other["num_frames"][:4]
+    stored, num_frames = other["fbank"][:4], other["num_frames"][:4]
     evaluated = pad_and_normalise(dequantise(stored, num_frames, 1.0, 0.0), num_frames, spec)
     for clip, count in enumerate((30, 12, 40, 7)):
         assert torch.allclose(evaluated[clip, count:], pad)
@@ -313,11 +312,11 @@ def test_the_compiled_function_is_one_graph_and_gives_the_same(backend: str) -> 
     for seed in range(2):
         slab = make_slab(seed)
         expected = run(slab, config)
-        got = compiled(**slab, config=config, spec=PSLA_SPEC, scale=1.0, offset=0.0)
+        got = compiled(as_batch(slab), slab["uniforms"], config, PSLA_SPEC)
         assert torch.allclose(got[0], expected[0], atol=1e-5)
         assert torch.equal(got[1], expected[1])
     with_noise = replace(config, noise=0.1)
-    noisy, _ = compiled(**make_slab(), config=with_noise, spec=PSLA_SPEC, scale=1.0, offset=0.0)
+    noisy, _ = compiled(as_batch(make_slab()), make_slab()["uniforms"], with_noise, PSLA_SPEC)
     assert torch.isfinite(noisy).all()
 
 
