@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from psla_fast.augment import InputSpec, dequantise, pad_and_normalise
 from psla_fast.checkpoint import Card, load_checkpoint
@@ -58,7 +59,9 @@ def score_shards(
     stream = open_stream(shards, StreamConfig(read_ahead=2), shape, world.device)
     parts = []
     try:
-        for batch in stream.batches(plan.batches()):
+        hidden = None if world.is_first else True  # None: shown where there is a terminal
+        bar = tqdm(stream.batches(plan.batches()), f"score {shards.folder.name}", leave=False, disable=hidden)
+        for batch in bar:
             with torch.inference_mode(), context:
                 fbank = dequantise(batch.fbank, batch.num_frames, storage.scale, storage.offset)
                 scores = model(pad_and_normalise(fbank, batch.num_frames, spec))
