@@ -8,21 +8,29 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def exit_on_user_error(prog: str) -> Iterator[None]:
-    """Turn ValueError and OSError into one line on stderr and exit status 2, Ctrl-C into 130.
+    """Turn ValueError, OSError and lack of memory into one line on stderr and status 2, Ctrl-C into 130.
 
     PSLA_FAST_TRACEBACK=1 in the environment shows the traceback instead.
     """
     try:
         yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("PSLA_FAST_TRACEBACK") == "1":
+    except (ValueError, OSError, RuntimeError) as error:
+        text = _sentence(error)
+        if not text or os.environ.get("PSLA_FAST_TRACEBACK") == "1":
             raise
-        text = " ".join(str(error).split())
-        if isinstance(error, OSError) and error.strerror:
-            text = f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
         rank = int(os.environ.get("RANK", "0"))
         print(f"{prog}{f' [rank {rank}]' if rank else ''}: error: {text}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _sentence(error: ValueError | OSError | RuntimeError) -> str:
+    """Say an error in one line; empty for what is a fault of ours and deserves its traceback."""
+    if isinstance(error, RuntimeError):
+        lacks_memory = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+        return "not enough memory for a batch. Lower the batch size." if lacks_memory else ""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+    return " ".join(str(error).split()) or type(error).__name__
