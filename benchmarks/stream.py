@@ -7,7 +7,7 @@ their clips, as PSLA's recipe does; a ratio compares two that read alike, round 
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +26,10 @@ RATIOS = {  # name: what is divided by what
     "indexed/upstream": ("indexed + partners", "upstream + partners"),
     "indexed/pread": ("indexed", "pread"),
     "indexed/pread + partners": ("indexed + partners", "pread + partners"),
+    "indexed/pread, two buffers": ("indexed", "pread, two buffers"),
     "indexed/webloader": ("indexed", "webloader"),
+    "indexed/webloader shuffled": ("indexed", "webloader shuffled"),
+    "indexed/webloader, reshuffled": ("indexed", "webloader, reshuffled"),
     "indexed/webdataset": ("indexed", "webdataset"),
     "indexed/dali": ("indexed", "dali"),
     "indexed/dali padded": ("indexed", "dali padded"),
@@ -55,7 +58,7 @@ class StreamBenchmark:
     """Clips in a trial of upstream's way."""
     tiny: bool = False
     """A run of seconds, for CI; its numbers mean nothing and are not kept."""
-    stream: StreamConfig = field(default_factory=StreamConfig)
+    stream: StreamConfig = StreamConfig()
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -84,9 +87,12 @@ def measure(config: StreamBenchmark, folder: Path) -> tuple[dict[str, list[float
             contestants[f"indexed{suffix}"] = indexed(shards, batches, config.stream, *size)
             for num_threads in sorted({1, 2, config.stream.num_threads}):
                 name = f"pread{suffix}, threads={num_threads}"
-                contestants[name] = bare_pread(shards, batches, num_threads, *size)
-        contestants["webdataset"] = webdataset(shards, 0, *size)
-        contestants["webloader"] = webdataset(shards, 2, *size)
+                contestants[name] = bare_pread(shards, batches, num_threads, 1, config.clip_frames)
+        contestants["pread, two buffers"] = bare_pread(shards, plans[""], 2, 2, config.clip_frames)
+        contestants["webdataset"] = webdataset(shards, 0, "none", *size)
+        contestants["webloader"] = webdataset(shards, 2, "none", *size)
+        contestants["webloader shuffled"] = webdataset(shards, 2, "clips", *size)
+        contestants["webloader, reshuffled"] = webdataset(shards, 2, "batches too", *size)
         try:
             contestants["dali"] = dali(shards, False, len(plans[""]), *size)
             contestants["dali padded"] = dali(shards, True, len(plans[""]), *size)
@@ -96,7 +102,7 @@ def measure(config: StreamBenchmark, folder: Path) -> tuple[dict[str, list[float
         rates = interleave(timed, config.trials)
     num_rows = sum(len(plan.clip_ids) + (plan.partner_ids >= 0).sum() for plan in plans[" + partners"])
     for suffix in plans:  # the ceiling is the best number of threads
-        tried = [name for name in rates if name.startswith(f"pread{suffix}, ")]
+        tried = [name for name in rates if name.startswith(f"pread{suffix}, threads=")]
         rates[f"pread{suffix}"] = rates[max(tried, key=lambda name: summarise(rates[name])["median"])]
     return rates, float(num_rows / sum(len(plan.clip_ids) for plan in plans[" + partners"]))
 
@@ -105,16 +111,12 @@ def main() -> None:
     """Measure, print the table, write the record."""
     config = parse_flags(StreamBenchmark, sys.argv[1:], "benchmarks/stream.py")
     if config.tiny:
-        config = replace(
-            config, num_clips=40, num_wavs=4, batch_size=10, trials=2, epochs=1, upstream_clips=20
-        )
-    environment = read_environment()
+        small = {"num_clips": 40, "num_wavs": 4, "batch_size": 10, "upstream_clips": 20, "epochs": 1}
+        config = replace(config, trials=2, **small)
     with tempfile.TemporaryDirectory(prefix="psla_fast_stream_") as temporary:
         rates, rows_per_clip = measure(config, config.data or Path(temporary))
     clips = {name: summarise(values) for name, values in rates.items()}
-    rows = {
-        name: rate["median"] * (rows_per_clip if "partners" in name else 1) for name, rate in clips.items()
-    }
+    rows = {name: c["median"] * (rows_per_clip if "partners" in name else 1) for name, c in clips.items()}
     ratios = {
         name: paired_ratio(rates[a], rates[b]) for name, (a, b) in RATIOS.items() if a in rates and b in rates
     }
@@ -138,7 +140,7 @@ def main() -> None:
         "device": "cpu",
         "config": {**asdict(config), "data": str(config.data) if config.data else "temporary"},
         "clip_frames_stored": CLIP_FRAMES_10_S,
-        "environment": environment,
+        "environment": read_environment(),
     }
     write_record(record, keep=not config.tiny)
 

@@ -5,6 +5,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +31,18 @@ def indexed(
 
 
 def bare_pread(
-    shards: Shards, plans: Sequence[BatchPlan], num_threads: int, batch_size: int, num_frames: int
+    shards: Shards, plans: Sequence[BatchPlan], num_threads: int, num_buffers: int, num_frames: int
 ) -> Read:
-    """The ceiling: the same members in the same order into one buffer, all arguments known beforehand."""
+    """The ceiling: the same members in the same order, all arguments known beforehand, no batch handed over.
+
+    One buffer, written over again and again, may stay in the cache. A loader whose consumer keeps a batch
+    while the next is read needs two.
+    """
     rows = [np.concatenate([plan.clip_ids, plan.partner_ids[plan.partner_ids >= 0]]) for plan in plans]
     num_mels, itemsize = shards.fbank_config.num_mels, shards.storage.numpy.itemsize
-    buffer = np.zeros((max(map(len, rows)), num_frames, num_mels), dtype=shards.storage.numpy)
-    index, targets = shards.index, [memoryview(row).cast("B") for row in buffer]
+    shape = (num_buffers, max(map(len, rows)), num_frames, num_mels)
+    buffers = np.zeros(shape, dtype=shards.storage.numpy)
+    index, targets = shards.index, [[memoryview(row).cast("B") for row in buffer] for buffer in buffers]
     batches = [
         [
             (
@@ -44,9 +50,9 @@ def bare_pread(
                 [target[: min(num_frames, int(index.num_frames[clip_id])) * num_mels * itemsize]],
                 int(index.offset[clip_id]),
             )
-            for clip_id, target in zip(ids.tolist(), targets, strict=False)
+            for clip_id, target in zip(ids.tolist(), targets[number % num_buffers], strict=False)
         ]
-        for ids in rows
+        for number, ids in enumerate(rows)
     ]
 
     def read_part(first: int) -> None:
@@ -63,8 +69,18 @@ def bare_pread(
     return read
 
 
-def webdataset(shards: Shards, num_workers: int, batch_size: int, num_frames: int) -> Read:
-    """WebDataset over the same tars in order, one pass, unshuffled; in this process, or as its WebLoader."""
+def webdataset(
+    shards: Shards,
+    num_workers: int,
+    shuffle: Literal["none", "clips", "batches too"],
+    batch_size: int,
+    num_frames: int,
+) -> Read:
+    """WebDataset over the same tars, one pass; in this process, or as its WebLoader.
+
+    shuffle: none; clips: shards, then clips in a buffer of 1000; batches too: once more behind the loader,
+    so that clips of several workers meet in a batch.
+    """
     import webdataset as wds
 
     num_mels, num_classes = shards.fbank_config.num_mels, len(shards.classes)
@@ -77,13 +93,17 @@ def webdataset(shards: Shards, num_workers: int, batch_size: int, num_frames: in
         labels = [np.frombuffer(stored, dtype="<i4") for _, stored in samples]
         return torch.from_numpy(batch), torch.from_numpy(compute_targets(labels, num_classes))
 
-    dataset = wds.WebDataset(_tars(shards), shardshuffle=False).to_tuple("fbank", "labels")
-    batches = dataset.batched(batch_size, collation_fn=collate)
+    shuffled = shuffle != "none"
+    dataset = wds.WebDataset(_tars(shards), shardshuffle=len(_tars(shards)) if shuffled else False)
+    clips = (dataset.shuffle(1000) if shuffled else dataset).to_tuple("fbank", "labels")
+    batches = clips.batched(batch_size, collation_fn=collate)
     loader = (
         wds.WebLoader(batches, batch_size=None, num_workers=num_workers, persistent_workers=True)
         if num_workers
         else batches
     )
+    if shuffle == "batches too":
+        loader = loader.unbatched().shuffle(1000).batched(batch_size)
     return lambda: sum(len(fbank) for fbank, _ in loader)
 
 
