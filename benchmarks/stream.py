@@ -69,8 +69,7 @@ class StreamBenchmark:
 def clips_per_second(read: Callable[[], int]) -> float:
     """Time one call that reads clips and returns how many."""
     start = perf_counter()
-    num_clips = read()
-    return num_clips / (perf_counter() - start)
+    return read() / (perf_counter() - start)  # read is called first
 
 
 def measure(config: StreamBenchmark, folder: Path) -> tuple[dict[str, list[float]], float]:
@@ -110,6 +109,7 @@ def measure(config: StreamBenchmark, folder: Path) -> tuple[dict[str, list[float
 def main() -> None:
     """Measure, print the table, write the record."""
     config = parse_flags(StreamBenchmark, sys.argv[1:], "benchmarks/stream.py")
+    environment = read_environment()
     if config.tiny:
         small = {"num_clips": 40, "num_wavs": 4, "batch_size": 10, "upstream_clips": 20, "epochs": 1}
         config = replace(config, trials=2, **small)
@@ -140,7 +140,7 @@ def main() -> None:
         "device": "cpu",
         "config": {**asdict(config), "data": str(config.data) if config.data else "temporary"},
         "clip_frames_stored": CLIP_FRAMES_10_S,
-        "environment": read_environment(),
+        "environment": environment,
     }
     write_record(record, keep=not config.tiny)
 
