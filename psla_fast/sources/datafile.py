@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ijson  # type: ignore[import-untyped]
+import ijson
 
 from psla_fast.classes import Classes, shorten
 from psla_fast.clip import Clip, Rejected

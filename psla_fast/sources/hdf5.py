@@ -160,8 +160,8 @@ def _open(path: Path) -> _Packed:
 
 def _find_fault(names: Any, targets: Any, audio: Any, rate: Any, is_mp3: bool) -> str:
     """Say what is wrong with the data sets' types and sizes; empty where they are as they should."""
-    is_text = names.dtype.kind == "S" and names.dtype.itemsize <= LONGEST_NAME
-    if names.ndim != 1 or not (is_text or h5py.check_string_dtype(names.dtype)):
+    text = h5py.check_string_dtype(names.dtype)  # its length is None where each row has its own
+    if names.ndim != 1 or text is None or (text.length or 0) > LONGEST_NAME:
         return f"has audio_name of {names.dtype} {names.shape}, expected short texts (N,)"
     if is_mp3 and (audio.ndim != 1 or h5py.check_vlen_dtype(audio.dtype) != np.uint8):
         return f"has mp3 of {audio.dtype} {audio.shape}, expected N rows of uint8"

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from psla_fast.classes import Classes, compute_targets, format_classes, read_classes
+from psla_fast.classes import Classes, compute_targets, find_classes, format_classes, read_classes
 
 FSD50K_LIST = Path(__file__).parents[1] / "golden" / "label_enhancement_fsd50k" / "fsd50k_classes.csv"
 
@@ -75,3 +75,49 @@ def test_targets_are_one_hot_for_every_label_and_zero_elsewhere() -> None:
     assert targets.dtype == np.float32
     assert targets.tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0]]
     assert compute_targets([], num_classes=4).shape == (0, 4)
+
+
+def test_the_packaged_class_lists_are_found_by_their_names() -> None:
+    audioset, fsd50k = find_classes("audioset"), find_classes("fsd50k")
+    assert (len(audioset), audioset.mids[0], audioset.names[1]) == (
+        527,
+        "/m/09x0r",
+        "Male speech, man speaking",
+    )
+    assert fsd50k == read_classes(FSD50K_LIST) == find_classes(str(FSD50K_LIST))
+
+
+def test_a_class_list_that_is_neither_packaged_nor_a_file_is_named() -> None:
+    with pytest.raises(
+        ValueError, match=r"class list nowhere not found\. Pass audioset or fsd50k, or the path"
+    ):
+        find_classes("nowhere")
+
+
+def test_a_byte_order_mark_before_the_header_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "classes.csv").write_bytes(b"\xef\xbb\xbfindex,mid,display_name\r\n0,/a,A\r\n")
+    assert read_classes(tmp_path / "classes.csv") == Classes(("/a",), ("A",))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"index,mid,display_name\n" + b"9" * 5000 + b",/a,A\n", "row 2: got '9+…', expected an index"),
+        (b"index,mid,display_name\n0,,A\n", "class 0 has an empty mid"),
+        (b"index,mid,display_name\n0," + b"x" * 200_000 + b",A\n", "not a CSV file .*field limit"),
+        (b"index,mid,display_name\n0,\xff,A\n", "not a CSV file in UTF-8"),
+        (b"\0" * 2**27, "larger than 64 MB"),
+    ],
+)
+def test_a_damaged_class_list_is_one_short_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "classes.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"classes\.csv.* {said}") as caught:
+        read_classes(tmp_path / "classes.csv")
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
+def test_a_long_list_that_names_a_mid_twice_is_refused_at_once() -> None:
+    mids = tuple(str(number // 2) for number in range(200_000))
+    with pytest.raises(ValueError, match="mid 0 stands twice"):
+        Classes(mids, mids)
