@@ -1,4 +1,5 @@
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -161,3 +162,45 @@ def test_an_empty_waveform_is_refused(shape: tuple[int, ...]) -> None:
 def test_integer_waveforms_are_refused_by_their_type(dtype: torch.dtype) -> None:
     with pytest.raises(ValueError, match=str(dtype)):
         compute_fbank(torch.ones(SECOND, dtype=dtype), PSLA)
+
+
+def test_a_waveform_of_many_chunks_equals_kaldis_and_its_rows_are_those_of_a_batch() -> None:
+    batch = torch.stack([noise(12 * SECOND + 77, 0.1, seed) for seed in range(5)])
+    fbanks = compute_fbank(batch, PSLA)
+    for waveform, fbank in zip(batch, fbanks, strict=True):
+        assert (fbank - kaldi_fbank(waveform)).abs().max() <= 1e-5
+        assert (fbank - compute_fbank(waveform, PSLA)).abs().max() <= 1e-5
+
+
+def test_threads_and_repetition_do_not_change_a_bit() -> None:
+    waveform = noise(30 * SECOND + 5, 0.1)
+    num_threads = torch.get_num_threads()
+    try:
+        fbanks = []
+        for threads in (1, 2, 4, 1):
+            torch.set_num_threads(threads)
+            fbanks.append(compute_fbank(waveform, PSLA))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert all(torch.equal(fbank, fbanks[0]) for fbank in fbanks)
+
+
+def test_a_slice_of_a_tensor_and_one_with_a_gradient_are_taken() -> None:
+    stereo = torch.stack([noise(SECOND, 0.1, 1), noise(SECOND, 0.1, 2)], dim=1)
+    fbank = compute_fbank(stereo[:, 1], PSLA)
+    assert torch.equal(fbank, compute_fbank(stereo[:, 1].contiguous(), PSLA))
+    assert torch.equal(fbank, compute_fbank(stereo[:, 1].clone().requires_grad_(), PSLA))
+
+
+@pytest.mark.parametrize("config", [FbankConfig(num_mels=4), FbankConfig(num_mels=257, low_freq=0.0)])
+def test_4_mels_and_more_mels_than_bins_equal_kaldis(config: FbankConfig) -> None:
+    waveform = noise(SECOND, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = kaldi_fbank(waveform, config)
+    assert (compute_fbank(waveform, config) - reference).abs().max() <= 1e-5
+
+
+def test_fewer_mels_than_kaldis_banks_need_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 mels"):
+        FbankConfig(num_mels=3)
