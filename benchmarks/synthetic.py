@@ -8,7 +8,9 @@ import soundfile
 from psla_fast.classes import Classes, format_classes
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD, FbankConfig
 from psla_fast.shards import Shards, Storage, open_shards
-from psla_fast.shards.writer import ShardWriter, write_index
+from psla_fast.shards.index import write_index
+from psla_fast.shards.sums import write_sums
+from psla_fast.shards.writer import Origin, ShardWriter
 
 NUM_CLASSES, NUM_SHARDS = 527, 8
 CLIP_FRAMES_10_S = FbankConfig().num_frames(10 * FbankConfig().sample_rate)  # 998
@@ -32,9 +34,10 @@ def make_shards(folder: Path, num_clips: int) -> Shards:
             for key in (f"clip{i}" for i in keys):
                 fbank = rng.standard_normal((CLIP_FRAMES_10_S, 128), dtype=np.float32) * PSLA_STD + PSLA_MEAN
                 labels = np.sort(rng.choice(NUM_CLASSES, size=rng.integers(1, 5), replace=False))
-                writer.add(key, key, key, fbank, labels.tolist())
+                writer.add(Origin(key, key, key), fbank, labels.tolist())
             statistics.append(writer.close())
-    write_index(split, statistics, FbankConfig(), storage, classes)
+    index = write_index(split, statistics, FbankConfig(), storage, classes)
+    write_sums(split, index.num_shards, index.sums)
     return open_shards(split)
 
 

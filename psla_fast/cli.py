@@ -5,42 +5,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from psla_fast.commands.pack import pack
+from psla_fast.commands.verify import verify
 from psla_fast.distributed import DeviceName
 from psla_fast.errors import exit_on_user_error
 from psla_fast.evaluate import Precision
-from psla_fast.pack import PackConfig
 from psla_fast.recipe import parse_flags
-
-
-@dataclass(frozen=True)
-class PackCommand:
-    """Pack labelled audio into tar shards of fbanks and labels. A killed pack goes on where it stopped."""
-
-    source: tyro.conf.Positional[Literal["fsd50k"]]
-    """Kind of data set. fsd50k: the official folder, its splits train, val and eval."""
-    root: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROOT")]
-    """Folder of the data set; for fsd50k the one that holds FSD50K.dev_audio."""
-    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """Folder for the shards: classes.csv and a folder a split."""
-    config: Annotated[PackConfig, tyro.conf.arg(name="")]
-
-
-def pack(arguments: list[str]) -> None:
-    """Pack a data set and print what every split holds."""
-    command = parse_flags(PackCommand, arguments, "psla-fast pack")
-    from psla_fast.pack import pack_splits
-    from psla_fast.sources import read_fsd50k
-
-    classes, splits = read_fsd50k(command.root)
-    summaries = pack_splits(classes, splits, command.out, command.config)
-    for summary in summaries:
-        for line in summary.lines(command.config.fbank.frame_shift_ms):
-            print(line)
-    print(f"{len(classes)} classes; shards are in {command.out}")
 
 
 @dataclass(frozen=True)
@@ -179,6 +153,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
         "build a small synthetic FSD50K, pack it, train, evaluate: the whole way in minutes, on a CPU",
     ),
     "pack": (pack, "labelled audio -> tar shards of fbanks and labels"),
+    "verify": (verify, "checks every byte of packed splits; --repair packs broken shards again"),
     "train": (train, "shards -> a run folder with checkpoints, scores and PSLA's result files"),
     "evaluate": (evaluate, "checkpoint + shards -> mAP, AUC, d-prime and a score file"),
     "average": (average, "checkpoints -> one with the mean of their weights"),

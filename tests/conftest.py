@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from psla_fast.demo import write_synthetic_fsd50k
-from psla_fast.pack import PackConfig, pack_splits
+from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.sources import read_fsd50k
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=search looks for new ones.
@@ -40,5 +40,5 @@ def packed(synthetic_fsd50k: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The shards of `synthetic_fsd50k` (train, val, eval). Read only: other tests share them."""
     shards = tmp_path_factory.mktemp("shards") / "synthetic"
     classes, splits = read_fsd50k(synthetic_fsd50k)
-    pack_splits(classes, splits, shards, PackConfig(workers=1))
+    pack_splits(classes, splits, shards, PackConfig(), WorkConfig(workers=1))
     return shards

@@ -8,4 +8,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from psla_fast.cli import main
 
-main(["average", *sys.argv[1:]])
+if __name__ == "__main__":  # worker processes import this file too
+    main(["average", *sys.argv[1:]])

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from psla_fast.classes import Classes, read_classes
 from psla_fast.fbank import FbankConfig
 from psla_fast.shards.spec import FORMAT_VERSION, Storage, shard_name
+from psla_fast.shards.sums import hash_file, read_sums
 
 ATTRIBUTES = {"fbank", "dtype", "scale", "offset", "mean", "std", "classes", "fingerprint"}
 
@@ -78,6 +79,13 @@ class Shards:
     def keys(self) -> list[str]:
         """All keys in the order of the clip ids."""
         return [key.decode() for key in self.index.key.tolist()]
+
+    def read_origin(self, clip_id: int) -> tuple[str, str]:
+        """Read a clip's original name and where its audio lay, relative to the data set."""
+        clip_id = range(len(self))[clip_id]
+        with h5py.File(self.folder / "index.h5", "r") as file:
+            name, source = (file[column][clip_id].decode(errors="replace") for column in ("name", "source"))
+        return name, source
 
     def labels(self, clip_id: int) -> npt.NDArray[np.int32]:
         """Give the class indices of a clip, ascending."""
@@ -160,39 +168,68 @@ def open_shards(path: str | Path) -> Shards:
     folder = Path(path)
     index_path = folder / "index.h5"
     if not index_path.is_file():
-        inside = [sub.name for sub in sorted(folder.glob("*")) if (sub / "index.h5").is_file()]
-        hint = (
-            f"Pass one of its splits: {', '.join(inside)}."
-            if inside
-            else "Pass a packed split, or pack first."
-        )
-        raise ShardError(f"index.h5 not found in {folder}. {hint}")
+        raise ShardError(f"index.h5 not found in {folder}. {_hint(folder)}")
     try:
-        with h5py.File(index_path, "r") as file:
-            attributes = dict(file.attrs.items())
-            index = Index(**{name: file[name][:] for name in Index.__dataclass_fields__})
-    except (OSError, KeyError, RuntimeError) as error:
+        wanted = read_sums(folder).get("index.h5")
+    except ValueError as error:
+        raise ShardError(str(error)) from error
+    if hash_file(index_path) != wanted:
         raise ShardError(
-            f"{index_path} can't be read ({error}). Pack again: only the index is redone."
-        ) from error
-    if attributes.get("format_version") != FORMAT_VERSION:
-        found = attributes.get("format_version")
-        raise ShardError(
-            f"{index_path} has format version {found}, this code reads {FORMAT_VERSION}. Pack again."
+            f"{index_path} differs from its sum in SHA256SUMS. Run verify_shards.py {folder} --repair."
         )
-    missing = ATTRIBUTES - attributes.keys()
-    if missing:
-        raise ShardError(
-            f"{index_path} lacks {', '.join(sorted(missing))}. Pack again: only the index is redone."
-        )
+    index, attributes = _read_index(index_path)
     classes = read_classes(folder.parent / "classes.csv")
     if classes.fingerprint != attributes["classes"]:
         raise ShardError(
             f"{folder.parent / 'classes.csv'} lists other classes, or in another order, than {folder} was "
             "packed with. Restore that class list."
         )
+    _allow_open_files(2 * len(index.shard_bytes) + 256)
+    return Shards(folder, index, attributes, classes)
+
+
+def _hint(folder: Path) -> str:
+    """Say what to do about a folder that isn't a packed split."""
+    inside = [sub.name for sub in sorted(folder.glob("*")) if (sub / "index.h5").is_file()]
+    if inside:
+        return f"Pass one of its splits: {', '.join(inside)}."
+    if (folder / "pack.json").is_file():
+        return "It isn't packed to its end: pack again, or merge its parts."
+    return "Pass a packed split, or pack first."
+
+
+def _read_index(path: Path) -> tuple[Index, dict[str, Any]]:
+    """Read index.h5 and check that it fits together; memory is taken for what the file holds, not claims."""
+    names = Index.__dataclass_fields__
+    try:
+        with h5py.File(path, "r") as file:
+            attributes = dict(file.attrs.items())
+            version = attributes.get("format_version")
+            if version != FORMAT_VERSION:
+                raise ShardError(
+                    f"{path} has format version {version}, this code reads {FORMAT_VERSION}. Pack again."
+                )
+            for name in names:
+                if file[name].ndim != 1 or file[name].id.get_storage_size() < file[name].nbytes:
+                    raise KeyError(f"{name} is not whole")
+            columns = {name: file[name][:] for name in names}
+    except (OSError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        raise ShardError(
+            f"{path} can't be read ({error}). Run verify_shards.py --repair: only the index is redone."
+        ) from error
+    missing = ATTRIBUTES - attributes.keys()
+    lengths = {name: len(column) for name, column in columns.items()}
+    num_clips = lengths["key"]
+    fits = all(lengths[name] == num_clips for name in ("shard", "offset", "num_frames", "crc32"))
+    if missing or not fits or lengths["indptr"] != num_clips + 1:
+        raise ShardError(
+            f"{path} is no index of a split: {', '.join(sorted(missing)) or 'columns'} don't fit. Pack again."
+        )
+    return Index(**columns), attributes
+
+
+def _allow_open_files(wanted: int) -> None:
+    """Raise this process's limit of open files, as far as it may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * len(index.shard_bytes) + 256
     if soft != resource.RLIM_INFINITY and wanted > soft:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
-    return Shards(folder, index, attributes, classes)

@@ -1,8 +1,9 @@
 """What a shard is made of: names, sizes, number formats; shared by writer and reader.
 
 A split's folder holds NNNNN.tar (USTAR, mtime 0; a clip is `<key>.fbank` and `<key>.labels`), NNNNN.idx
-(DALI's index), NNNNN.json (statistics, written last), index.h5 (all clips), rejected.jsonl; classes.csv lies
-one folder above.
+(DALI's index), NNNNN.json (statistics, written last), index.h5 (all clips), rejected.jsonl, pack.json (the
+plan), SHA256SUMS (of all these, written when the split is complete) and pack.log; classes.csv lies one folder
+above.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from psla_fast.fbank import LOG_FLOOR_POWER
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TAR_BLOCK = 512
 DtypeName = Literal["float16", "uint8"]
 LOWEST_LOG_MEL = math.log(LOG_FLOOR_POWER)  # -15.94
@@ -65,7 +66,7 @@ def make_key(name: str) -> str:
     key = re.sub(r"[^A-Za-z0-9_-]", "_", name)
     if key == name and 0 < len(key) <= 80:
         return key
-    return f"{key[:67]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return f"{key[:67]}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
 
 
 def shard_name(number: int) -> str:

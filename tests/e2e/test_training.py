@@ -15,7 +15,7 @@ from psla_fast.checkpoint import load_checkpoint
 from psla_fast.distributed import World, end_world, start_world
 from psla_fast.evaluate import evaluate_checkpoint
 from psla_fast.metrics import compute_metrics
-from psla_fast.pack import PackConfig, pack_splits
+from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.shards import open_shards
 from psla_fast.sources import read_fsd50k
 from psla_fast.train.loop import Stopped, Trainer
@@ -251,7 +251,9 @@ def test_compiled_and_half_precision_runs_follow_the_eager_fp32_loss(
 
 
 def test_uint8_shards_train_nearly_alike(synthetic_fsd50k: Path, finished: Path, tmp_path: Path):
-    pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "shards", PackConfig(workers=1, dtype="uint8"))
+    pack_splits(
+        *read_fsd50k(synthetic_fsd50k), tmp_path / "shards", PackConfig(dtype="uint8"), WorkConfig(workers=1)
+    )
     train_tiny(tiny_config(tmp_path / "shards", tmp_path / "run"))
     assert np.allclose(
         numbers(tmp_path / "run/result.csv")[:, 5], numbers(finished / "result.csv")[:, 5], rtol=0.02

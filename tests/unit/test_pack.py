@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ import torch
 import torchaudio.compliance.kaldi
 
 from psla_fast.audio import read_waveform
-from psla_fast.pack import PackConfig, pack_splits
+from psla_fast.clip import Clip, Rejected
+from psla_fast.pack import PackConfig, WorkConfig, pack_splits
+from psla_fast.pack.table import ClipTable
 from psla_fast.shards import open_shards
 from psla_fast.sources import read_fsd50k
 
-LENIENT = PackConfig(workers=1, max_rejected_fraction=0.2)
+LENIENT = PackConfig(max_rejected_fraction=0.2)
+ONE = WorkConfig(workers=1)
 
 
 def copy_of(root: Path, tmp_path: Path) -> Path:
@@ -22,7 +26,9 @@ def copy_of(root: Path, tmp_path: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file but the logs, which say when and where."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".log")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def rejected(folder: Path) -> list[dict[str, str]]:
@@ -32,14 +38,14 @@ def rejected(folder: Path) -> list[dict[str, str]]:
 def test_every_clip_is_packed_with_its_labels_and_the_kaldi_fbank(synthetic_fsd50k: Path, packed: Path):
     classes, splits = read_fsd50k(synthetic_fsd50k)
     for split in splits:
-        by_name = {clip.name: clip for clip in split.clips}
+        by_name = {clip.name: clip for clip in split.read()}
         with open_shards(packed / split.name) as shards:
             assert shards.classes == classes
             assert sorted(shards.keys) == sorted(by_name)
             for clip_id in range(0, len(shards), 7):
                 clip = by_name[shards.keys[clip_id]]
                 assert tuple(shards.labels(clip_id)) == clip.labels
-                waveform = torch.from_numpy(read_waveform(clip.path))
+                waveform = torch.from_numpy(read_waveform(split.root / clip.source))
                 expected = torchaudio.compliance.kaldi.fbank(
                     waveform[None],
                     htk_compat=True,
@@ -61,7 +67,7 @@ def test_mean_and_std_are_those_of_all_stored_values(packed: Path):
 
 
 def test_the_number_of_workers_does_not_change_a_byte(synthetic_fsd50k: Path, packed: Path, tmp_path: Path):
-    pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "two", PackConfig(workers=2))
+    pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "two", PackConfig(), WorkConfig(workers=2))
     assert tree(tmp_path / "two") == tree(packed)
 
 
@@ -72,7 +78,7 @@ def test_a_resumed_pack_redoes_only_what_is_missing(synthetic_fsd50k: Path, pack
     (out / "train/00003.tar.tmp").write_bytes(b"left over")
     (out / "train/index.h5").unlink()
     kept = (out / "train/00000.tar").stat().st_mtime_ns
-    pack_splits(*read_fsd50k(synthetic_fsd50k), out, PackConfig(workers=1))
+    pack_splits(*read_fsd50k(synthetic_fsd50k), out, PackConfig(), ONE)
     (out / "train/00003.tar.tmp").unlink(missing_ok=True)
     assert tree(out) == tree(packed)
     assert (out / "train/00000.tar").stat().st_mtime_ns == kept
@@ -87,15 +93,17 @@ def test_other_settings_for_a_packed_folder_are_refused(
 ):
     before = tree(packed)
     with pytest.raises(ValueError, match=message):
-        pack_splits(*read_fsd50k(synthetic_fsd50k), packed, replace(PackConfig(workers=1), **change))
+        pack_splits(*read_fsd50k(synthetic_fsd50k), packed, replace(PackConfig(), **change), ONE)
     assert tree(packed) == before
 
 
 def test_another_list_of_clips_for_a_packed_folder_is_refused(synthetic_fsd50k: Path, packed: Path):
     classes, splits = read_fsd50k(synthetic_fsd50k)
-    fewer = [replace(split, clips=split.clips[1:]) for split in splits]
-    with pytest.raises(ValueError, match="its list of clips differs"):
-        pack_splits(classes, fewer, packed, PackConfig(workers=1))
+    fewer = [replace(split, read=lambda split=split: islice(split.read(), 1, None)) for split in splits]
+    with pytest.raises(
+        ValueError, match=r"its list had 64 rows, has 63; for instance \S+ is packed, but not in the list"
+    ):
+        pack_splits(classes, fewer, packed, PackConfig(), ONE)
 
 
 def test_unusable_clips_are_counted_by_reason_and_the_rest_is_packed(synthetic_fsd50k: Path, tmp_path: Path):
@@ -106,9 +114,9 @@ def test_unusable_clips_are_counted_by_reason_and_the_rest_is_packed(synthetic_f
     soundfile.write(audio / f"{names[1]}.wav", np.zeros(0), 44100)
     soundfile.write(audio / f"{names[2]}.wav", np.full(1000, 0.25), 44100)
     (audio / f"{names[3]}.wav").unlink()
-    summaries = pack_splits(*read_fsd50k(root), tmp_path / "out", LENIENT)
+    summaries = pack_splits(*read_fsd50k(root), tmp_path / "out", LENIENT, ONE)
     reasons = dict(summaries[0].rejected)
-    assert reasons == {"undecodable": 1, "empty": 1, "silent": 1, "missing_audio": 1}
+    assert reasons == {"undecodable": 1, "empty": 1, "dc_only": 1, "missing_audio": 1}
     listed = {row["key"]: row for row in rejected(tmp_path / "out/train")}
     assert sorted(listed) == names
     assert all(str(tmp_path) not in json.dumps(row) for row in listed.values())
@@ -117,19 +125,49 @@ def test_unusable_clips_are_counted_by_reason_and_the_rest_is_packed(synthetic_f
         assert not set(shards.keys) & set(names)
 
 
-def test_mended_and_exchanged_recordings_are_packed_anew(synthetic_fsd50k: Path, tmp_path: Path):
+def test_mended_recordings_are_packed_when_the_rejected_are_tried_again(
+    synthetic_fsd50k: Path, packed: Path, tmp_path: Path
+):
     root = copy_of(synthetic_fsd50k, tmp_path)
-    broken, other = sorted((root / "FSD50K.dev_audio").iterdir())[:2]
+    broken = sorted((root / "FSD50K.dev_audio").iterdir())[0]
     whole = broken.read_bytes()
     broken.write_bytes(whole[:20])
-    with pytest.raises(ValueError, match="1 of 64 clips rejected"):
-        pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(workers=1))
+    with pytest.raises(ValueError, match=r"1 of 64 clips rejected \(1 undecodable\)"):
+        pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)
     broken.write_bytes(whole)
+    with pytest.raises(ValueError, match="add --retry-rejected"):
+        pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}
+    pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), replace(ONE, retry_rejected=True))
+    assert tree(tmp_path / "out") == tree(packed)
+    redone = [path for path, time in kept.items() if path.stat().st_mtime_ns != time]
+    assert len(redone) == 1
+
+
+def test_exchanged_recordings_are_refused_by_name(synthetic_fsd50k: Path, tmp_path: Path):
+    root = copy_of(synthetic_fsd50k, tmp_path)
+    pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)
+    before = tree(tmp_path / "out")
+    other = sorted((root / "FSD50K.dev_audio").iterdir())[0]
     soundfile.write(other, np.random.default_rng(0).uniform(-0.5, 0.5, 4410), 44100)
-    pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(workers=1))
-    with open_shards(tmp_path / "out/train") as shards:
-        assert broken.stem in shards.keys
-        assert len(shards.fbank(shards.keys.index(other.stem))) == 8  # 0.1 s
+    with pytest.raises(
+        ValueError, match=rf"packed from other recordings: \S+{other.name} had \d+ bytes, has 8864"
+    ):
+        pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_relabelled_clip_is_refused_by_name(synthetic_fsd50k: Path, packed: Path):
+    classes, splits = read_fsd50k(synthetic_fsd50k)
+
+    def relabelled(split=splits[0]):
+        first, *others = split.read()
+        yield replace(first, labels=(0,) if first.labels != (0,) else (1,))
+        yield from others
+
+    changed = [replace(splits[0], read=relabelled), *splits[1:]]
+    with pytest.raises(ValueError, match=r"for instance \S+ has other labels"):
+        pack_splits(classes, changed, packed, PackConfig(), ONE)
 
 
 def test_more_rejected_than_allowed_is_an_error_before_anything_is_packed(
@@ -139,7 +177,7 @@ def test_more_rejected_than_allowed_is_an_error_before_anything_is_packed(
     for path in sorted((root / "FSD50K.dev_audio").iterdir())[:4]:
         path.unlink()
     with pytest.raises(ValueError, match=r"split train: 4 of \d+ clips rejected"):
-        pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(workers=1))
+        pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)
     assert len(rejected(tmp_path / "out/train")) == 4
     assert not list((tmp_path / "out").rglob("*.tar"))
 
@@ -150,7 +188,7 @@ def test_a_clip_shorter_than_one_window_becomes_one_frame_and_is_counted(
     root = copy_of(synthetic_fsd50k, tmp_path)
     path = sorted((root / "FSD50K.dev_audio").iterdir())[0]
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 800), 44100)
-    summary = pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(workers=1))[0]
+    summary = pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)[0]
     assert summary.num_short == 1
     with open_shards(tmp_path / "out/train") as shards:
         assert shards.fbank(shards.keys.index(path.stem)).shape == (1, 128)
@@ -177,8 +215,10 @@ def test_a_bad_row_is_rejected_by_its_reason(synthetic_fsd50k: Path, tmp_path: P
     name, other = (lines[n].split(",")[0] for n in (1, 2))
     lines[1] = row.format(name=name, other=other)
     truth.write_text("\n".join([lines[0], *lines[2:], lines[1]]) + "\n")
-    bad = [clip for split in read_fsd50k(root)[1] for clip in split.rejected]
-    assert [clip.reason.split(":")[0] for clip in bad] == [reason]
+    rows = [row for split in read_fsd50k(root)[1] for row in iter(ClipTable(split))]
+    bad = [row.reason.split(":")[0] for row in rows if isinstance(row, Rejected)]
+    bad += ["missing_audio" for row in rows if isinstance(row, Clip) and not row.found]
+    assert bad == [reason]
 
 
 def test_a_table_that_is_no_csv_in_utf8_is_named(synthetic_fsd50k: Path, tmp_path: Path):
@@ -189,7 +229,7 @@ def test_a_table_that_is_no_csv_in_utf8_is_named(synthetic_fsd50k: Path, tmp_pat
         b"fname,labels,mids,split\n\xff\xfe,a,b,c\n",
     ):
         truth.write_bytes(content)
-        with pytest.raises(ValueError, match=r"dev\.csv is not a CSV file in UTF-8"):
+        with pytest.raises(ValueError, match=r"dev\.csv, line \d+: not a CSV file in UTF-8"):
             read_fsd50k(root)
 
 
@@ -201,5 +241,5 @@ def test_a_table_with_other_columns_or_splits_is_refused(synthetic_fsd50k: Path,
     with pytest.raises(ValueError, match="columns are"):
         read_fsd50k(root)
     truth.write_text(text.replace(",train\n", ",test\n", 1))
-    with pytest.raises(ValueError, match="has split 'test'"):
+    with pytest.raises(ValueError, match="split is 'test'"):
         read_fsd50k(root)

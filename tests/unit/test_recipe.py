@@ -7,7 +7,7 @@ import pytest
 import tomli_w
 
 import psla_fast
-from psla_fast.pack import PackConfig
+from psla_fast.pack import PackConfig, WorkConfig
 from psla_fast.recipe import flat_config, packaged_recipes, parse_recipes, read_recipe, resolved
 from psla_fast.train.config import TrainConfig
 
@@ -115,7 +115,7 @@ def leaves(kind: Any) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("kind", [TrainConfig, PackConfig])
+@pytest.mark.parametrize("kind", [TrainConfig, PackConfig, WorkConfig])
 def test_every_field_of_a_config_is_read_somewhere(kind: Any):
     read: set[str] = set()
     for path in Path(psla_fast.__path__[0]).rglob("*.py"):

@@ -12,8 +12,10 @@ import webdataset
 from psla_fast.classes import read_classes
 from psla_fast.fbank import FbankConfig
 from psla_fast.shards import ShardError, Storage, open_shards
+from psla_fast.shards.index import write_index
 from psla_fast.shards.spec import make_key
-from psla_fast.shards.writer import ShardWriter, write_index
+from psla_fast.shards.sums import write_sums
+from psla_fast.shards.writer import Origin, ShardWriter
 
 
 def write_split(
@@ -28,10 +30,13 @@ def write_split(
             for clip in range(clips):
                 fbank = rng.uniform(-15, 8, (int(rng.integers(1, 40)), 128)).astype(np.float32)
                 labels = sorted(rng.choice(3, size=rng.integers(1, 4), replace=False))
-                writer.add(f"clip{number}_{clip}", f"clip {number}/{clip}", f"a/{clip}.wav", fbank, labels)
+                origin = Origin(f"clip{number}_{clip}", f"clip {number}/{clip}", f"a/{clip}.wav")
+                writer.add(origin, fbank, labels)
                 written.append(fbank)
             statistics.append(writer.close())
-    write_index(folder, statistics, FbankConfig(), storage, read_classes(folder.parent / "classes.csv"))
+    classes = read_classes(folder.parent / "classes.csv")
+    index = write_index(folder, statistics, FbankConfig(), storage, classes)
+    write_sums(folder, index.num_shards, index.sums)
     return written
 
 
@@ -179,7 +184,25 @@ def test_a_deleted_shard_is_named(tmp_path: Path):
 
 def test_garbage_for_an_index_is_one_clear_error(tmp_path: Path):
     damaged(tmp_path, "index.h5").write_bytes(b"garbage")
+    with pytest.raises(ShardError, match=r"index\.h5 differs from its sum in SHA256SUMS"):
+        open_shards(tmp_path / "train")
+    write_sums(tmp_path / "train", 2, {})
     with pytest.raises(ShardError, match="index.h5 can't be read"):
+        open_shards(tmp_path / "train")
+
+
+def test_a_split_without_its_sums_is_not_complete(tmp_path: Path):
+    damaged(tmp_path, "SHA256SUMS").unlink()
+    with pytest.raises(ShardError, match="SHA256SUMS is not there: the split isn't packed to its end"):
+        open_shards(tmp_path / "train")
+
+
+def test_an_index_that_claims_more_than_it_holds_takes_no_memory(tmp_path: Path):
+    with h5py.File(damaged(tmp_path, "index.h5"), "a") as file:
+        del file["offset"]
+        file.create_dataset("offset", shape=(10**12,), dtype="<i8", chunks=(1024,))
+    write_sums(tmp_path / "train", 2, {})
+    with pytest.raises(ShardError, match="offset is not whole"):
         open_shards(tmp_path / "train")
 
 
@@ -194,7 +217,8 @@ def test_a_class_list_in_another_order_is_refused(tmp_path: Path):
 def test_an_index_without_its_attributes_is_one_clear_error(tmp_path: Path):
     with h5py.File(damaged(tmp_path, "index.h5"), "a") as file:
         del file.attrs["mean"]
-    with pytest.raises(ShardError, match=r"index\.h5 lacks mean"):
+    write_sums(tmp_path / "train", 2, {})
+    with pytest.raises(ShardError, match=r"index\.h5 is no index of a split: mean don't fit"):
         open_shards(tmp_path / "train")
 
 

@@ -1,0 +1,72 @@
+"""Plots: a clip's fbank, and a split's class counts and clip lengths, as PNG files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from psla_fast.classes import Classes
+from psla_fast.files import replacing
+from psla_fast.shards.index import SplitStatistics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMED_CLASSES = 60  # more names than that can't be read
+
+
+def plot_fbank(path: Path, fbank: npt.NDArray[np.float32], frame_shift_ms: float, title: str) -> None:
+    """Draw log-mels (T, F): time to the right in seconds, mel bins upwards."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.add_subplot()
+    extent = (0.0, len(fbank) * frame_shift_ms / 1000, 0.0, float(fbank.shape[1]))
+    picture = axes.imshow(fbank.T, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+    axes.set(xlabel="seconds", ylabel="mel bin", title=_plain(title))
+    figure.colorbar(picture, label="log-mel")
+    _save(figure, path)
+
+
+def plot_split(folder: Path, statistics: SplitStatistics, classes: Classes, frame_shift_ms: float) -> None:
+    """Draw FOLDER/class_counts.png and FOLDER/clip_lengths.png."""
+    from matplotlib.figure import Figure
+
+    order = np.argsort(-statistics.class_counts, kind="stable")
+    counts = statistics.class_counts[order]
+    named = len(classes) <= NAMED_CLASSES
+    figure = Figure(figsize=(10, 3 + 0.16 * len(classes)) if named else (10, 5), layout="constrained")
+    axes = figure.add_subplot()
+    if named:
+        names = [_plain(classes.names[i])[:40] for i in order]
+        axes.barh(np.arange(len(counts)), counts)
+        axes.set_yticks(np.arange(len(counts)), names, fontsize=7)
+        axes.invert_yaxis()
+        axes.set(xlabel="clips", title=f"{folder.name}: clips of each class")
+    else:
+        axes.plot(np.arange(1, len(counts) + 1), np.maximum(counts, 0.5))
+        axes.set(xlabel="class, most frequent first", ylabel="clips", yscale="log")
+        most, least = (_plain(classes.names[order[i]]) for i in (0, -1))
+        axes.set_title(f"{folder.name}: {counts[0]:,} clips of {most}, {counts[-1]:,} of {least}")
+    _save(figure, folder / "class_counts.png")
+
+    seconds = statistics.num_frames * frame_shift_ms / 1000
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(seconds, bins=60)
+    median = float(np.median(seconds))
+    axes.axvline(median, color="black", linestyle="--", label=f"median {median:.2f} s")
+    axes.set(xlabel="seconds", ylabel="clips", title=f"{folder.name}: lengths of {len(seconds):,} clips")
+    axes.legend()
+    _save(figure, folder / "clip_lengths.png")
+
+
+def _plain(text: str) -> str:
+    """Keep matplotlib from reading $…$ as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120, metadata={"Software": None})

@@ -1,0 +1,269 @@
+"""A pack that is killed, runs out of disk, or loses its source: nothing finished is lost, none is half."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from psla_fast.pack import PackConfig, WorkConfig, pack_splits
+from psla_fast.shards import open_shards
+from psla_fast.shards.verify import verify_split
+from psla_fast.sources import read_fsd50k
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL_SHARDS = PackConfig(shard_mb=0.1)  # of two or three clips
+ONE, TWO = WorkConfig(workers=1), WorkConfig(workers=2)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file but the logs, which say when and where."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".log")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+@pytest.fixture(scope="module")
+def whole(synthetic_fsd50k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "shards"
+    pack_splits(*read_fsd50k(synthetic_fsd50k), out, SMALL_SHARDS, ONE)
+    return out
+
+
+def pack_in_child(root: Path, out: Path, seconds: float) -> bool:
+    """Pack in a forked process and kill it after some time; tells whether it had finished before."""
+    child = os.fork()
+    if not child:
+        try:
+            pack_splits(*read_fsd50k(root), out, SMALL_SHARDS, ONE)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return not os.WIFSIGNALED(status)
+
+
+def test_after_20_kills_the_bytes_are_those_of_an_uninterrupted_pack(
+    synthetic_fsd50k: Path, whole: Path, tmp_path: Path
+):
+    out, rng, finished, kills = tmp_path / "out", random.Random(0), {}, 0
+    while kills < 20 and not pack_in_child(synthetic_fsd50k, out, rng.uniform(0.03, 0.14)):
+        kills += 1
+        for path in out.glob("*/*.json"):
+            if path.name != "pack.json":
+                time_before = finished.setdefault(path, path.stat().st_mtime_ns)
+                assert path.stat().st_mtime_ns == time_before  # finished shards are not touched again
+    assert kills >= 20
+    assert finished
+    pack_splits(*read_fsd50k(synthetic_fsd50k), out, SMALL_SHARDS, ONE)
+    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
+    assert tree(out) == tree(whole)
+
+
+def test_workers_that_outlive_a_killed_pack_do_no_harm(synthetic_fsd50k: Path, whole: Path, tmp_path: Path):
+    words = ["fsd50k", str(synthetic_fsd50k), str(tmp_path / "out"), "--shard-mb", "0.1", "--workers", "2"]
+    command = [sys.executable, str(ROOT / "tools/pack_shards.py"), *words]
+    for wanted in (1, 12):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while len(list(tmp_path.glob("out/*/0*.json"))) < wanted and process.poll() is None:
+                time.sleep(0.005)
+            process.kill()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert tree(tmp_path / "out") == tree(whole)
+
+
+def test_a_killed_worker_loses_nothing(synthetic_fsd50k: Path, whole: Path, tmp_path: Path):
+    words = ["fsd50k", str(synthetic_fsd50k), str(tmp_path / "out"), "--shard-mb", "0.1", "--workers", "2"]
+    command = [sys.executable, str(ROOT / "tools/pack_shards.py"), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        workers = packing_processes(process.pid, tmp_path / "out")
+        os.kill(workers[0], signal.SIGKILL)
+        output = process.communicate(timeout=180)[0]
+    assert process.returncode == 0, output
+    assert tree(tmp_path / "out") == tree(whole)
+
+
+def test_a_dask_cluster_packs_the_same_bytes_and_outlives_a_killed_worker(
+    synthetic_fsd50k: Path, whole: Path, tmp_path: Path
+):
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed")
+    killed = []
+
+    def kill_a_worker():
+        killed.extend(packing_processes(os.getpid(), tmp_path / "out")[:1])
+        os.kill(killed[0], signal.SIGKILL)
+
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        work = WorkConfig(engine="dask", address=cluster.scheduler_address)
+        killer = threading.Thread(target=kill_a_worker)
+        killer.start()
+        pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "out", SMALL_SHARDS, work)
+        killer.join()
+    assert len(killed) == 1
+    assert tree(tmp_path / "out") == tree(whole)
+
+
+def packing_processes(parent: int, out: Path) -> list[int]:
+    """Find the processes, other than the parent, that write a shard under `out` now."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        found = []
+        for process in (path for path in Path("/proc").iterdir() if path.name.isdigit()):
+            try:
+                files = [os.readlink(link) for link in (process / "fd").iterdir()]
+            except OSError:
+                continue
+            if int(process.name) != parent and any(
+                f.startswith(f"{out}/") and ".tar.tmp" in f for f in files
+            ):
+                found.append(int(process.name))
+        if found:
+            return found
+    raise AssertionError("no worker has had a shard open for 30 s")
+
+
+@pytest.mark.parametrize("work", [ONE, TWO])
+def test_a_full_disk_is_one_clear_error_and_what_is_finished_stays(
+    synthetic_fsd50k: Path, tmp_path: Path, work: WorkConfig
+):
+    config = PackConfig(shard_mb=100)  # 16 clips a shard; the limit lets the small shards through
+    limit = 700_000
+    words = ["fsd50k", str(synthetic_fsd50k), str(tmp_path / "out"), "--workers", str(work.workers)]
+    command = [sys.executable, str(ROOT / "tools/pack_shards.py"), *words, "--shard-mb", "100"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 2, done.stderr
+    assert "finished shards are kept" in done.stderr
+    assert "File too large" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert all(path.stat().st_size <= limit for path in tmp_path.rglob("*"))
+    finished = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out/*/0*.tar")}
+    pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "out", config, ONE)
+    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
+    for name in ("train", "val", "eval"):
+        assert verify_split(tmp_path / "out" / name, 1).faults == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 2 MB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"can't mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_packed(
+    synthetic_fsd50k: Path, small_disk: Path
+):
+    with pytest.raises(ValueError, match=r"has 0\.00 GB free, the shards need about 0\.00 GB. Free some"):
+        pack_splits(*read_fsd50k(synthetic_fsd50k), small_disk / "out", PackConfig(), ONE)
+    assert not list(small_disk.rglob("*.tar*"))
+
+
+def test_a_disk_that_fills_up_is_one_clear_error(
+    synthetic_fsd50k: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("psla_fast.pack.estimate_clip_bytes", lambda table, config: 1.0)
+    with pytest.raises(OSError, match="No space left on device; finished shards are kept") as caught:
+        pack_splits(*read_fsd50k(synthetic_fsd50k), small_disk / "out", SMALL_SHARDS, ONE)
+    assert str(caught.value.filename).startswith(str(small_disk))
+    finished = list(small_disk.glob("out/*/0*.json"))
+    assert finished
+    assert not list(small_disk.rglob("*.tmp"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    pack_splits(*read_fsd50k(synthetic_fsd50k), small_disk / "out", SMALL_SHARDS, ONE)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_a_read_only_disk_is_one_clear_error(synthetic_fsd50k: Path, small_disk: Path):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    words = ["fsd50k", str(synthetic_fsd50k), str(small_disk / "out")]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/pack_shards.py"), *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "Read-only file system" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_source_that_vanishes_stops_the_pack_and_keeps_what_is_finished(
+    synthetic_fsd50k: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = Path(shutil.copytree(synthetic_fsd50k, tmp_path / "data"))
+    audio = root / "FSD50K.dev_audio"
+    classes, splits = read_fsd50k(root)
+    listed = list(splits[0].read())
+    train = [replace(splits[0], read=lambda: iter(listed))]
+    read, count = __import__("psla_fast.pack.shard_task", fromlist=["read_recording"]).read_recording, 0
+
+    def read_then_vanish(*arguments):
+        nonlocal count
+        count += 1
+        if count == 10:
+            audio.rename(root / "elsewhere")
+        return read(*arguments)
+
+    monkeypatch.setattr("psla_fast.pack.shard_task.read_recording", read_then_vanish)
+    with pytest.raises(OSError, match="vanished or changed while it was packed; finished shards are kept"):
+        pack_splits(classes, train, tmp_path / "out", SMALL_SHARDS, ONE)
+    finished = list(tmp_path.glob("out/train/0*.json"))
+    assert finished
+    with pytest.raises(ValueError, match=r"none of \d+ recordings looked for is there, for instance"):
+        pack_splits(classes, train, tmp_path / "out", SMALL_SHARDS, ONE)
+    monkeypatch.setattr("psla_fast.pack.estimate_clip_bytes", lambda table, config: 1.0)
+    with pytest.raises(OSError, match=r"none of the \d recordings of shard \d+ is there"):
+        pack_splits(classes, train, tmp_path / "out", SMALL_SHARDS, ONE)
+    (root / "elsewhere").rename(audio)
+    pack_splits(*read_fsd50k(root), tmp_path / "out", SMALL_SHARDS, ONE)
+    assert tree(tmp_path / "out") == tree(whole)
+
+
+def test_parts_merged_are_the_whole(synthetic_fsd50k: Path, whole: Path, tmp_path: Path):
+    from psla_fast.pack import FinishConfig, merge_parts
+
+    out = tmp_path / "out"
+    for part in ("2/3", "1/3"):
+        work = replace(ONE, part=part)
+        assert pack_splits(*read_fsd50k(synthetic_fsd50k), out, SMALL_SHARDS, work) == []
+    with pytest.raises(ValueError, match=r"\d+ of \d+ shards aren't packed yet, for instance 00002"):
+        merge_parts(out, FinishConfig())
+    with pytest.raises(ValueError, match="isn't packed to its end: pack again, or merge its parts"):
+        open_shards(out / "train")
+    pack_splits(*read_fsd50k(synthetic_fsd50k), out, SMALL_SHARDS, replace(ONE, part="3/3"))
+    merge_parts(out, FinishConfig())
+    assert tree(out) == tree(whole)
+    for name in ("train", "val", "eval"):
+        assert verify_split(out / name, 1).faults == []
+
+
+def test_two_packs_of_one_folder_at_once_are_refused(synthetic_fsd50k: Path, tmp_path: Path):
+    from psla_fast.pack.log import PackLog
+
+    with PackLog(tmp_path / "train", ONE), pytest.raises(ValueError, match="another pack is at work in"):
+        pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path, PackConfig(), ONE)
