@@ -11,6 +11,7 @@ import tyro
 
 from psla_fast.commands.pack import pack
 from psla_fast.commands.verify import verify
+from psla_fast.commands.weights import weights
 from psla_fast.distributed import DeviceName
 from psla_fast.errors import exit_on_user_error
 from psla_fast.evaluate import Precision
@@ -154,6 +155,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     ),
     "pack": (pack, "labelled audio -> tar shards of fbanks and labels"),
     "verify": (verify, "checks every byte of packed splits; --repair packs broken shards again"),
+    "weights": (weights, "label set -> PSLA's sample weights (_weight.csv)"),
     "train": (train, "shards -> a run folder with checkpoints, scores and PSLA's result files"),
     "evaluate": (evaluate, "checkpoint + shards -> mAP, AUC, d-prime and a score file"),
     "average": (average, "checkpoints -> one with the mean of their weights"),

@@ -8,5 +8,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from psla_fast.cli import main
 
-if __name__ == "__main__":  # worker processes import this file too
+if __name__ == "__main__":
     main(["ensemble", *sys.argv[1:]])

@@ -11,6 +11,7 @@ from psla_fast.pack.shard_task import ShardResult, ShardTask, pack_shard
 
 TaskId = tuple[int, int]  # split, shard
 MOST_DEATHS = 3  # of workers, one after the other, without a shard finished in between
+RAY_ROUND = 8  # shards a worker takes between two looks at the progress
 
 
 def run_tasks(
@@ -42,18 +43,21 @@ def _run_once(
     ids: list[TaskId], make: Callable[[TaskId], ShardTask], work: WorkConfig
 ) -> Iterator[ShardResult]:
     with _backend(work) as num_jobs:
-        jobs = joblib.Parallel(
-            n_jobs=min(num_jobs, len(ids)) if num_jobs > 0 else num_jobs,
-            return_as="generator_unordered",
-            batch_size=1,
-            pre_dispatch="2*n_jobs",
-        )
-        yield from jobs(joblib.delayed(pack_shard)(make(task_id)) for task_id in ids)
+        options = {"n_jobs": min(num_jobs, len(ids)), "batch_size": 1, "pre_dispatch": "2*n_jobs"}
+        if work.engine != "ray":
+            jobs = joblib.Parallel(**options, return_as="generator_unordered")
+            yield from jobs(joblib.delayed(pack_shard)(make(task_id)) for task_id in ids)
+            return
+        for first in range(0, len(ids), RAY_ROUND * num_jobs):  # ray's backend gives results as a list only
+            round_ids = ids[first : first + RAY_ROUND * num_jobs]
+            yield from joblib.Parallel(**options)(
+                joblib.delayed(pack_shard)(make(task_id)) for task_id in round_ids
+            )
 
 
 @contextlib.contextmanager
 def _backend(work: WorkConfig) -> Iterator[int]:
-    """Choose joblib's backend; gives the number of jobs, -1 for all that the cluster has."""
+    """Choose joblib's backend; gives the number of jobs it runs at once."""
     if work.engine == "loky":
         with joblib.parallel_config(backend="loky"):
             yield work.workers
@@ -66,7 +70,7 @@ def _backend(work: WorkConfig) -> Iterator[int]:
             yield sum(client.nthreads().values())
     else:
         with _ray(work):
-            yield -1 if work.address else work.workers
+            yield joblib.effective_n_jobs(-1) if work.address else work.workers
 
 
 @contextlib.contextmanager

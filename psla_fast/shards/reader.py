@@ -1,11 +1,12 @@
 """Read shards: a split's folder -> its index in memory, and each clip's fbank by random access."""
 
+import hashlib
 import json
 import os
 import resource
 import threading
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,12 @@ class Shards:
         """Give the class indices of a clip, ascending."""
         clip_id = range(len(self))[clip_id]
         return self.index.indices[self.index.indptr[clip_id] : self.index.indptr[clip_id + 1]]
+
+    def set_labels(self, indptr: npt.NDArray[np.int64], indices: npt.NDArray[np.int32]) -> None:
+        """Put other labels (CSR form) in the place of the packed ones; the fingerprint tells them apart."""
+        self.index = replace(self.index, indptr=indptr, indices=indices)
+        content = self.fingerprint.encode() + indptr.tobytes() + indices.tobytes()
+        self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def targets(self, clip_ids: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
         """Give the multi-hot targets (B, C) of clips."""

@@ -26,6 +26,9 @@ class DataConfig:
     """Split that is scored after each epoch and chooses the best one."""
     eval: str = "eval"
     """Split that is only reported; a set without such a folder reports val alone."""
+    labels: str = ""
+    """Label table (CSV key,mids, or a PSLA datafile) whose labels replace those of the training split; none:
+    the split's own."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -18,6 +19,7 @@ from psla_fast.checkpoint import Card, load_checkpoint, save_checkpoint
 from psla_fast.distributed import World, broadcast_model, sum_over_ranks
 from psla_fast.evaluate import autocast, resolve_precision, score_shards
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD
+from psla_fast.labels import read_labels, replace_labels
 from psla_fast.metrics import compute_metrics
 from psla_fast.models import build_model, use_channels_last
 from psla_fast.scores import add_epoch_scores
@@ -311,6 +313,8 @@ def _open_splits(config: TrainConfig) -> tuple[Shards, list[tuple[str, Shards]]]
     """Open the training split and those to score: val, and eval where there is such a folder."""
     data = config.data
     train = open_shards(data.shards / data.train)
+    if data.labels:
+        replace_labels(train, read_labels(Path(data.labels), train.classes))
     names = [data.val] + ([data.eval] if data.eval != data.val and (data.shards / data.eval).is_dir() else [])
     scored = [(name, open_shards(data.shards / name)) for name in names]
     for name, shards in scored:
