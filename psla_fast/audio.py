@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +19,7 @@ Waveform = npt.NDArray[np.float32]
 Opened = tuple[int, int, Iterator[Waveform]]  # rate in Hz, position in samples, mono blocks from there on
 
 AV_SUFFIXES = frozenset((".m4a", ".mp4", ".aac", ".webm"))  # libsndfile reads none of these; PyAV does
-BLOCK_SAMPLES = 1 << 17  # of all channels together: what is decoded at a time
+BLOCK_SAMPLES = 1 << 19  # of all channels together: what is decoded at a time
 MIN_RATE, MAX_RATE = 1000, 768_000  # Hz; a header that says anything else is damaged
 MAX_AMPLITUDE = 1e12  # the mel power of more overflows float32
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's count is above this where a header doesn't say
@@ -69,6 +70,7 @@ def read_waveform(
     declares. Raises AudioError with reason missing_audio, undecodable, too_long (more than `max_seconds`
     after the cut), empty (also a cut beyond the end), or one of `prepare_waveform`.
     """
+    _keep_freed_memory()
     what = "bytes" if isinstance(file, bytes) else str(file)
     if isinstance(file, Path) and not file.is_file():
         raise AudioError("missing_audio", f"{what} is not there")
@@ -122,6 +124,16 @@ def read_duration(path: Path) -> float:
         return 0.0
 
 
+@cache
+def _keep_freed_memory() -> None:
+    """Free 31 MB once a process: glibc then keeps up to 62 MB that are freed instead of giving them back.
+
+    Otherwise every clip's arrays are new pages, whose faults can cost more than reading a WAV. Source:
+    M_MMAP_THRESHOLD in mallopt(3), which grows to what is freed, up to 32 MB. Elsewhere this does nothing.
+    """
+    np.empty(31 << 20, np.uint8)
+
+
 def _check_rate(rate: int, what: str) -> None:
     if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioError("undecodable", f"{what} has a sample rate of {rate} Hz")
@@ -129,40 +141,38 @@ def _check_rate(rate: int, what: str) -> None:
 
 def _downmix(block: npt.NDArray[np.float32 | np.int16], scale: float) -> Waveform:
     """Mean over channels of a block (samples, channels), times `scale`: (samples,)."""
-    if block.shape[1] == 1 and block.dtype == np.float32 and scale == 1:
-        return block[:, 0]  # type: ignore[return-value]  # its type was just checked
-    factor = np.float32(scale / block.shape[1])
+    floats: Waveform = block.astype(np.float32, copy=False)
+    mono = floats[:, 0]
     with np.errstate(all="ignore"):  # NaN and infinity are looked for later
-        mono: Waveform = np.multiply(block[:, 0], factor, dtype=np.float32)
-        for channel in range(1, block.shape[1]):
-            mono += block[:, channel] * factor
-    return mono
+        for channel in range(1, floats.shape[1]):
+            mono = np.add(mono, floats[:, channel], out=None if channel == 1 else mono)
+        factor = np.float32(scale / floats.shape[1])
+        return mono if factor == 1 else mono * factor
 
 
 def _gather(blocks: Iterator[Waveform], skip: int, length: int | None, limit: int, what: str) -> Waveform:
     """Join blocks, without the first `skip` samples, up to `length`. Raises AudioError beyond `limit`."""
-    kept: list[Waveform] = []
+    waveform = np.empty(0, np.float32)
     total = 0
     for decoded in blocks:
         block = decoded[skip:]
         skip -= len(decoded) - len(block)
-        if length is not None:
-            block = block[: length - total]
-        if len(block):  # an empty view would keep its block alive
-            kept.append(block)
-        total += len(block)
+        end = total + len(block) if length is None else min(total + len(block), length)
+        if total == 0:
+            waveform = block[:end]  # all of most clips
+        elif end > total:
+            if end > len(waveform):
+                waveform = waveform if waveform.flags.owndata else waveform.copy()
+                waveform.resize(
+                    max(end, total * 5 // 4), refcheck=False
+                )  # in place, other than np.concatenate
+            waveform[total:end] = block[: end - total]
+        total = end
         if total > limit:
             raise AudioError("too_long", f"{what} lasts longer than the {limit} samples of max_seconds")
         if total == length:
             break
-    if len(kept) == 1:
-        return kept[0]
-    waveform = np.empty(total, np.float32)
-    while kept:  # from the end, each freed once copied
-        block = kept.pop()
-        waveform[total - len(block) : total] = block
-        total -= len(block)
-    return waveform
+    return waveform[:total]
 
 
 @contextmanager
