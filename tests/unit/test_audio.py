@@ -423,3 +423,10 @@ def test_memory_follows_what_is_kept_not_the_header_nor_the_channels(tmp_path: P
             file.write(second)
     assert read_in_150_mb(tmp_path / "b.wav", 60) == "960000"
     assert read_in_150_mb(tmp_path / "b.wav", 5) == "too_long"
+
+
+def test_a_flac_cut_at_any_byte_is_undecodable() -> None:
+    content = encode(noise(6000) * 2**-12, 16000, "FLAC", "PCM_16")
+    for length in range(100, len(content) - 1):  # between two frames libsndfile sees nothing wrong
+        with pytest.raises(AudioError, match="cut short|lost sync"):
+            read_waveform(content[:length])
