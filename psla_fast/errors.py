@@ -14,6 +14,9 @@ def exit_on_user_error(prog: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # whoever read our output has seen enough, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, RuntimeError) as error:
         text = _sentence(error)
         if not text or os.environ.get("PSLA_FAST_TRACEBACK") == "1":

@@ -17,7 +17,7 @@ LOG_FLOOR_POWER = 1.1920928955078125e-07  # float32's epsilon: Kaldi's floor, lo
 PSLA_MEAN, PSLA_STD = -4.6476, 4.5699  # of AudioSet's log-mels, by which PSLA normalises
 
 # Frames computed at a time: 3 MB of temporaries, about a core's cache; enough to fill a GPU.
-CHUNK_FRAMES = {"cpu": 384, "device": 1 << 15}
+CHUNK_FRAMES = {"cpu": 512, "device": 1 << 15}
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _window_and_banks(
         config.num_mels, _fft_size(config), rate, config.low_freq, nyquist, 100.0, -500.0, 1.0
     )
     banks = banks.T.to(dtype)
-    mels_of_a_group = 32 if device.type == "cpu" else config.num_mels
+    mels_of_a_group = 64 if device.type == "cpu" else config.num_mels
     groups = []
     for first in range(0, config.num_mels, mels_of_a_group):
         weights = banks[:, first : first + mels_of_a_group]

@@ -1,6 +1,8 @@
 """The command `pack SOURCE …`: a data set's own files -> shards; `pack merge`, `pack inspect` beside it."""
 
+import logging
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,6 +198,10 @@ def pack(arguments: list[str]) -> None:
 
 def run_pack(command: Any, arguments: list[str]) -> None:
     """Pack by a parsed command; `arguments`, its words, go to pack.log so that it can be repeated."""
+    logger = logging.getLogger("psla_fast.pack")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stdout))
+        logger.setLevel(logging.INFO)
     classes, splits, out = command.read()
     words = {"arguments": arguments, "folder": os.getcwd()}
     summaries = pack_splits(classes, splits, out, command.config, command.work, words)

@@ -1,6 +1,7 @@
 """Pack: Clips -> shards, each an independent, deterministic task, so that a killed pack can go on."""
 
 import contextlib
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,8 @@ __all__ = [
     "merge_parts",
     "pack_splits",
 ]
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -129,6 +132,10 @@ def _check_list(table: ClipTable, folder: Path, config: FinishConfig) -> None:
                 reason = f"missing_audio: {row.source} is not there"
                 rejected.append({"key": make_key(row.name), "source": row.source, "reason": reason})
     counts = Counter(row["reason"].split(":")[0] for row in rejected)
+    num_clips = len(table) - table.num_rejected
+    found = f"{num_clips - table.num_missing:,} of {num_clips:,} clips found"
+    unusable = f", {table.num_rejected:,} rows are no clips" if table.num_rejected else ""
+    LOG.info("%s: %s%s", folder.name, found, unusable)
     if rejected and not (folder / "rejected.jsonl").is_file():
         write_rejected(folder, rejected)
     check_rejected(folder, counts, len(table), table.split.missing_is_normal, config)

@@ -114,10 +114,10 @@ class ShardWriter:
         self._index_lines.append(
             f"fbank {offset} {len(payload)} {key}.fbank labels {label_offset} {len(label_bytes)} {key}.labels"
         )
-        seen = self._storage.decode(stored)
+        seen = self._storage.decode(stored).astype(np.float64).ravel()
         statistics = self._statistics
-        statistics.log_mel_sum += float(seen.sum(dtype=np.float64))
-        statistics.log_mel_square_sum += float(np.square(seen, dtype=np.float64).sum())
+        statistics.log_mel_sum += float(seen.sum())
+        statistics.log_mel_square_sum += float(np.square(seen, out=seen).sum())
         statistics.num_frames += len(fbank)
         statistics.clips.append(
             Member(
