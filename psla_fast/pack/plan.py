@@ -41,8 +41,11 @@ def read_plan(folder: Path) -> Plan:
     """Read pack.json; raises ValueError where it is damaged."""
     path = folder / "pack.json"
     try:
-        return Plan(**json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
+        plan = Plan(**json.loads(path.read_bytes()))
+        if not (isinstance(plan.settings, dict) and 0 < plan.num_shards <= plan.rows):
+            raise ValueError("it holds no plan")
+        return plan
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}). Run verify_shards.py --repair.") from error
 
 

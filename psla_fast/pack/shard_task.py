@@ -65,7 +65,10 @@ def find_finished(task: ShardTask) -> ShardStatistics | None:
     json_path, tar = task.stem.with_suffix(".json"), task.stem.with_suffix(".tar")
     if not json_path.is_file() or not task.stem.with_suffix(".idx").is_file() or not tar.is_file():
         return None
-    statistics = read_statistics(json_path)
+    try:
+        statistics = read_statistics(json_path)
+    except ValueError:  # damaged: the shard is packed anew
+        return None
     whole = tar.stat().st_size == statistics.tar_bytes and statistics.task == task.fingerprint
     return statistics if whole else None
 

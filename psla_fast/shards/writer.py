@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -155,9 +155,7 @@ class ShardWriter:
         index = ("\n".join([f"v1.2 {len(self._index_lines)}", *self._index_lines]) + "\n").encode()
         self._statistics.idx_sha256 = hashlib.sha256(index).hexdigest()
         write_atomically(self._stem.with_suffix(".idx"), index)
-        write_atomically(
-            self._stem.with_suffix(".json"), json.dumps(asdict(self._statistics), indent=0).encode()
-        )
+        write_atomically(self._stem.with_suffix(".json"), _format_statistics(asdict(self._statistics)))
         return self._statistics
 
     def _append(self, name: str, payload: bytes) -> int:
@@ -194,13 +192,23 @@ def _open_locked(path: Path) -> tuple[BinaryIO, bool]:
         file.close()
 
 
+def _format_statistics(fields: dict[str, Any]) -> bytes:
+    """Give the JSON of a shard's statistics, with a checksum of itself."""
+    text = json.dumps(fields, indent=0)
+    return json.dumps({**fields, "checksum": hashlib.sha256(text.encode()).hexdigest()}, indent=0).encode()
+
+
 def read_statistics(path: Path) -> ShardStatistics:
     """Read a shard's NNNNN.json; raises ValueError that names the file where it is damaged."""
     try:
-        fields = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        fields = json.loads(content)
+        fields.pop("checksum")
+        if _format_statistics(fields) != content:
+            raise ValueError("its checksum differs")
         fields["clips"] = [Member(**member) for member in fields["clips"]]
         return ShardStatistics(**fields)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}). Delete it and pack again: only this shard is redone."
         ) from error

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("name", "ratios"),
     [
+        ("pack", {"wav ours/upstream", "mp3 ours/decode", "two workers/one"}),
         ("stream", {"indexed/upstream", "indexed/pread"}),
         ("step", {"b0@64 ours/upstream", "b0@64 ours/roofline"}),
     ],

@@ -49,8 +49,9 @@ def test_pack_prints_what_it_did_and_packs_from_any_folder(synthetic_fsd50k: Pat
     out = tool(
         "pack_shards", "fsd50k", synthetic_fsd50k, tmp_path / "s", "--workers", "1", cwd=tmp_path
     ).stdout
-    assert re.search(r"train +64 clips, 0\.0\d h, 4 shards", out)
-    assert re.search(r"log-mel mean -?\d+\.\d{4}, std \d+\.\d{4} \(PSLA's AudioSet: -4\.6476, 4\.5699\)", out)
+    assert "train: 64 of 64 clips found" in out
+    assert re.search(r"\nclips +64 +16 +16\n", out)
+    assert re.search(r"\nlog-mel mean( +-?\d+\.\d{4}){3}   PSLA's AudioSet: -4\.6476\n", out)
     assert (tmp_path / "s/classes.csv").is_file()
 
 
@@ -148,7 +149,20 @@ def test_sigterm_saves_mid_epoch_and_the_same_command_goes_on(trained: Path, pac
         ),
         (["-m", "psla_fast.train", "demo", "--optim.epoch", "1"], "Did you mean 'optim.epochs'?"),
         (["tools/pack_shards.py", "fsd50k", "/no", "OUT"], "vocabulary.csv not found in /no"),
-        (["tools/pack_shards.py", "fsd5k", "/no", "OUT"], "invalid choice 'fsd5k'"),
+        (["tools/pack_shards.py", "fsd5k", "/no", "OUT"], "'fsd5k' is no source. Give one of fsd50k,"),
+        (["tools/pack_shards.py", "table", "/no.csv", "OUT"], "--classes"),
+        (["tools/pack_shards.py", "table", "/no.csv", "--classes", "fsd50k", "OUT"], "/no.csv not found"),
+        (
+            ["tools/pack_shards.py", "datafile", "LICENSE", "--classes", "audioset", "OUT"],
+            "LICENSE is not JSON",
+        ),
+        (["tools/pack_shards.py", "hdf5", "LICENSE", "--classes", "audioset", "OUT"], "LICENSE"),
+        (["tools/pack_shards.py", "esc50", "/no", "OUT", "--fold", "9"], "fold"),
+        (["tools/pack_shards.py", "fsd50k", "/no", "OUT", "--part", "3/2"], "--part is '3/2'; give i/n"),
+        (["tools/pack_shards.py", "fsd50k", "/no", "OUT", "--address", "a:1"], "--address needs --engine"),
+        (["tools/pack_shards.py", "merge", "/no"], "no pack.json in /no"),
+        (["tools/verify_shards.py", "/no"], "no packed split in /no"),
+        (["tools/sample_weights.py", "LICENSE"], "--classes is missing"),
         (["tools/evaluate.py", "no.pt", "/no"], "no.pt not found"),
         (["tools/ensemble.py", "no.pt", "--data", "/no"], "index.h5 not found in /no"),
         (["tools/average_weights.py", "LICENSE", "--out", "x.pt"], "not a whole torch file"),
@@ -165,8 +179,22 @@ def test_bad_input_is_one_line_and_status_2(words: list[str], message: str):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["demo", "pack", "train", "evaluate", "average", "ensemble"])
+@pytest.mark.parametrize("command", ["demo", "verify", "weights", "train", "evaluate", "average", "ensemble"])
 def test_help_names_the_command_and_exits_with_0(command: str):
     out = run(sys.executable, "-m", "psla_fast.cli", command, "--help").stdout
     assert out.startswith("usage: ")
     assert "--help" in out
+
+
+@pytest.mark.parametrize(
+    "source", ["fsd50k", "audioset", "datafile", "hdf5", "esc50", "table", "folder", "merge"]
+)
+def test_every_source_has_its_help(source: str, capsys: pytest.CaptureFixture[str]):
+    from psla_fast.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["pack", source, "--help"])
+    assert stop.value.code == 0
+    assert f"psla-fast pack {source}" in capsys.readouterr().out
+    main(["pack", "--help"])
+    assert f"\n  {source} " in capsys.readouterr().out
