@@ -25,5 +25,6 @@ test-real: env
 	REAL="$(REAL)" $(BIN)/python -m pytest -m real -s
 
 bench: env
+	$(BIN)/python benchmarks/pack.py
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/step.py
