@@ -20,7 +20,7 @@ from psla_fast.shards.verify import verify_split
 from psla_fast.sources import read_fsd50k
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL_SHARDS = PackConfig(shard_mb=0.1)  # of two or three clips
+SMALL_SHARDS = PackConfig(shard_mb=0.04)  # of a clip or two
 ONE, TWO = WorkConfig(workers=1), WorkConfig(workers=2)
 
 
@@ -37,8 +37,11 @@ def whole(synthetic_fsd50k: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-def pack_in_child(root: Path, out: Path, seconds: float) -> bool:
-    """Pack in a forked process and kill it after some time; tells whether it had finished before."""
+def pack_in_child(root: Path, out: Path, wanted: int, seconds: float) -> bool:
+    """Pack in a forked process; kill it so many seconds after `wanted` shards are finished.
+
+    Tells whether it was killed, rather than done before.
+    """
     child = os.fork()
     if not child:
         try:
@@ -46,32 +49,49 @@ def pack_in_child(root: Path, out: Path, seconds: float) -> bool:
             os._exit(0)
         finally:
             os._exit(1)
+    while len(finished_shards(out)) < wanted:
+        time.sleep(0.001)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return not os.WIFSIGNALED(status)
+    return os.WIFSIGNALED(status)
 
 
-def test_after_20_kills_the_bytes_are_those_of_an_uninterrupted_pack(
+def finished_shards(out: Path) -> list[Path]:
+    return list(out.glob("*/0*.json"))
+
+
+def test_after_20_kills_and_more_the_bytes_are_those_of_an_uninterrupted_pack(
     synthetic_fsd50k: Path, whole: Path, tmp_path: Path
 ):
-    out, rng, finished, kills = tmp_path / "out", random.Random(0), {}, 0
-    while kills < 20 and not pack_in_child(synthetic_fsd50k, out, rng.uniform(0.03, 0.14)):
-        kills += 1
-        for path in out.glob("*/*.json"):
-            if path.name != "pack.json":
-                time_before = finished.setdefault(path, path.stat().st_mtime_ns)
-                assert path.stat().st_mtime_ns == time_before  # finished shards are not touched again
-    assert kills >= 20
-    assert finished
+    out, rng, seen = tmp_path / "out", random.Random(0), {}
+    num_shards = len(finished_shards(whole))
+
+    def kill(wanted: int, seconds: float) -> bool:
+        killed = pack_in_child(synthetic_fsd50k, out, wanted, seconds)
+        for path in finished_shards(out):
+            time_before = seen.setdefault(path, path.stat().st_mtime_ns)
+            assert path.stat().st_mtime_ns == time_before  # finished shards are not touched again
+        return killed
+
+    kills = 0
+    for number in range(20):  # some while it starts, most while it packs
+        done = len(finished_shards(out))
+        kills += (
+            kill(0, rng.uniform(0.0, 0.05)) if number % 4 == 0 else kill(done + 1, rng.uniform(0.0, 0.01))
+        )
+    assert kills == 20
+    assert 0 < len(seen) < num_shards
+    for _ in range(5):  # while it makes index and checksums
+        kill(num_shards, rng.uniform(0.0, 0.04))
     pack_splits(*read_fsd50k(synthetic_fsd50k), out, SMALL_SHARDS, ONE)
-    assert all(path.stat().st_mtime_ns == before for path, before in finished.items())
+    assert all(path.stat().st_mtime_ns == before for path, before in seen.items())
     assert tree(out) == tree(whole)
 
 
 def test_workers_that_outlive_a_killed_pack_do_no_harm(synthetic_fsd50k: Path, whole: Path, tmp_path: Path):
-    words = ["fsd50k", str(synthetic_fsd50k), str(tmp_path / "out"), "--shard-mb", "0.1", "--workers", "2"]
+    words = ["fsd50k", str(synthetic_fsd50k), str(tmp_path / "out"), "--shard-mb", "0.04", "--workers", "2"]
     command = [sys.executable, str(ROOT / "tools/pack_shards.py"), *words]
     for wanted in (1, 12):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -84,7 +104,7 @@ def test_workers_that_outlive_a_killed_pack_do_no_harm(synthetic_fsd50k: Path, w
 
 
 def test_a_killed_worker_loses_nothing(synthetic_fsd50k: Path, whole: Path, tmp_path: Path):
-    words = ["fsd50k", str(synthetic_fsd50k), str(tmp_path / "out"), "--shard-mb", "0.1", "--workers", "2"]
+    words = ["fsd50k", str(synthetic_fsd50k), str(tmp_path / "out"), "--shard-mb", "0.04", "--workers", "2"]
     command = [sys.executable, str(ROOT / "tools/pack_shards.py"), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         workers = packing_processes(process.pid, tmp_path / "out")
