@@ -6,6 +6,7 @@ of its wav.
 
 # N clips, C classes
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,14 @@ def read_labels(path: Path, classes: Classes) -> LabelTable:
     return LabelTable(path, keys, np.cumsum(lengths, dtype=np.int64), np.array(indices, dtype=np.int32))
 
 
+def _rejected_keys(folder: Path) -> set[str]:
+    path = folder / "rejected.jsonl"
+    if not path.is_file():
+        return set()
+    with open(path, encoding="utf-8") as file:
+        return {json.loads(line)["key"] for line in file}
+
+
 def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     if path.suffix.lower() == ".json":
         yield from read_label_rows(path)
@@ -69,11 +78,12 @@ def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
 def replace_labels(shards: Shards, table: LabelTable) -> None:
     """Give an open split the labels of a table, matched by key.
 
-    Raises ValueError, and changes nothing, where a clip has no row or a row no clip.
+    Rows of clips that the packer rejected are passed over. Raises ValueError, and changes nothing, where a
+    clip has no row or another row no clip.
     """
     row = {key: number for number, key in enumerate(table.keys)}
     missing = [key for key in shards.keys if key not in row]
-    unknown = sorted(row.keys() - set(shards.keys))
+    unknown = sorted(row.keys() - set(shards.keys) - _rejected_keys(shards.folder))
     if missing or unknown:
         example = f"{missing[0]} has no row" if missing else f"{unknown[0]} is no clip of it"
         raise ValueError(

@@ -1,5 +1,6 @@
 """Plots: a clip's fbank, and a split's class counts and clip lengths, as PNG files."""
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def plot_fbank(path: Path, fbank: npt.NDArray[np.float32], frame_shift_ms: float
     axes = figure.add_subplot()
     extent = (0.0, len(fbank) * frame_shift_ms / 1000, 0.0, float(fbank.shape[1]))
     picture = axes.imshow(fbank.T, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
-    axes.set(xlabel="seconds", ylabel="mel bin", title=_plain(title))
+    axes.set(xlabel="seconds", ylabel="mel bin", title=_plain(textwrap.fill(title, 110, max_lines=3)))
     figure.colorbar(picture, label="log-mel")
     _save(figure, path)
 
@@ -43,12 +44,12 @@ def plot_split(folder: Path, statistics: SplitStatistics, classes: Classes, fram
         axes.barh(np.arange(len(counts)), counts)
         axes.set_yticks(np.arange(len(counts)), names, fontsize=7)
         axes.invert_yaxis()
-        axes.set(xlabel="clips", title=f"{folder.name}: clips of each class")
+        axes.set(xlabel="clips", title=f"{_plain(folder.name)}: clips of each class")
     else:
         axes.plot(np.arange(1, len(counts) + 1), np.maximum(counts, 0.5))
         axes.set(xlabel="class, most frequent first", ylabel="clips", yscale="log")
         most, least = (_plain(classes.names[order[i]]) for i in (0, -1))
-        axes.set_title(f"{folder.name}: {counts[0]:,} clips of {most}, {counts[-1]:,} of {least}")
+        axes.set_title(f"{_plain(folder.name)}: {counts[0]:,} clips of {most}, {counts[-1]:,} of {least}")
     _save(figure, folder / "class_counts.png")
 
     seconds = statistics.num_frames * frame_shift_ms / 1000
@@ -57,7 +58,9 @@ def plot_split(folder: Path, statistics: SplitStatistics, classes: Classes, fram
     axes.hist(seconds, bins=60)
     median = float(np.median(seconds))
     axes.axvline(median, color="black", linestyle="--", label=f"median {median:.2f} s")
-    axes.set(xlabel="seconds", ylabel="clips", title=f"{folder.name}: lengths of {len(seconds):,} clips")
+    axes.set(
+        xlabel="seconds", ylabel="clips", title=f"{_plain(folder.name)}: lengths of {len(seconds):,} clips"
+    )
     axes.legend()
     _save(figure, folder / "clip_lengths.png")
 

@@ -27,15 +27,19 @@ class InspectCommand:
 def inspect(arguments: list[str]) -> None:
     """Print a summary of each split, or show one clip."""
     command = parse_flags(InspectCommand, arguments, "psla-fast pack inspect")
+    if command.out is not None and (command.out.is_dir() or not command.out.absolute().parent.is_dir()):
+        raise ValueError(f"--out {command.out} can't be written: give a file in a folder that is there.")
     folders = [command.shards]
-    if not (command.shards / "index.h5").is_file():
-        folders = sorted(path.parent for path in command.shards.glob("*/index.h5")) or folders
+    for pattern in ("index.h5", "*/index.h5", "*/*/index.h5"):
+        if inside := sorted(path.parent for path in command.shards.glob(pattern)):
+            folders = inside
+            break
     found = False
     for folder in folders:
         with open_shards(folder) as shards:
             if not command.key:
                 _print_split(shards)
-            elif (clip_id := _find(shards, command.key)) is not None:
+            elif not found and (clip_id := _find(shards, command.key)) is not None:
                 _show_clip(shards, clip_id, command.out)
                 found = True
     if command.key and not found:
@@ -73,9 +77,10 @@ def _show_clip(shards: Shards, clip_id: int, out: Path | None) -> None:
     fbank, key = shards.fbank(clip_id), shards.keys[clip_id]
     name, source = shards.read_origin(clip_id)
     seconds = len(fbank) * shards.fbank_config.frame_shift_ms / 1000
+    names = [shards.classes.names[i] for i in shards.labels(clip_id)]
     labels = [f"{shards.classes.names[i]} ({shards.classes.mids[i]})" for i in shards.labels(clip_id)]
     path = out or Path(f"{key}.png")
-    plot_fbank(path, fbank, shards.fbank_config.frame_shift_ms, f"{name}: {', '.join(labels)}")
+    plot_fbank(path, fbank, shards.fbank_config.frame_shift_ms, f"{name}: {', '.join(names)}")
     shard = shards.shard_path(int(shards.index.shard[clip_id]))
     print(f"key      {key}\nname     {name}\nsource   {source}\nlabels   {', '.join(labels)}")
     print(f"length   {len(fbank)} frames, {seconds:.2f} s")

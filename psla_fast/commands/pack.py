@@ -199,9 +199,9 @@ def pack(arguments: list[str]) -> None:
 def run_pack(command: Any, arguments: list[str]) -> None:
     """Pack by a parsed command; `arguments`, its words, go to pack.log so that it can be repeated."""
     logger = logging.getLogger("psla_fast.pack")
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler(sys.stdout))
-        logger.setLevel(logging.INFO)
+    logger.handlers = [logging.StreamHandler(sys.stdout)]
+    logger.setLevel(logging.INFO)
+    command = replace(command, out=Path(os.path.abspath(command.out)))  # "." has no name for a split
     classes, splits, out = command.read()
     words = {"arguments": arguments, "folder": os.getcwd()}
     summaries = pack_splits(classes, splits, out, command.config, command.work, words)
@@ -213,15 +213,15 @@ def run_pack(command: Any, arguments: list[str]) -> None:
 
 def repeat_pack(arguments: list[str], folder: str, split: Path) -> None:
     """Run a pack again as pack.log noted it, into the place where its split lies now."""
-    before = os.getcwd()
-    split = split.resolve()
-    os.chdir(folder)
+    before, split = os.getcwd(), Path(os.path.abspath(split))
+    if Path(folder).is_dir():  # else it has to do with absolute paths
+        os.chdir(folder)
     try:
         command = parse_flags(SOURCES[arguments[0]][0], arguments[1:], f"psla-fast pack {arguments[0]}")
         _, splits, out = command.read()
         depth = len(Path(splits[0].name).parts) if out == command.out else 0
         moved = split.parents[depth - 1] if depth else split
-        work = replace(command.work, part="1/1", retry_rejected=False)
+        work = replace(command.work, part="1/1", retry_rejected=False, engine="loky", address="")
         run_pack(replace(command, out=moved, work=work), arguments)
     finally:
         os.chdir(before)
@@ -230,6 +230,7 @@ def repeat_pack(arguments: list[str], folder: str, split: Path) -> None:
 def merge(arguments: list[str]) -> None:
     """Complete the splits that parts have packed."""
     command = parse_flags(MergeCommand, arguments, "psla-fast pack merge")
+    command = replace(command, out=Path(os.path.abspath(command.out)))
     classes, summaries = merge_parts(command.out, command.config)
     _print_summaries(summaries, classes, command.out)
 

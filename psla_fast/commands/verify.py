@@ -1,6 +1,8 @@
 """The command `verify`: checks every byte of packed splits; `--repair` packs again just what is broken."""
 
 import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,13 +12,13 @@ import numpy as np
 import tyro
 
 from psla_fast.commands.pack import repeat_pack
-from psla_fast.files import write_atomically
+from psla_fast.files import write_atomically, write_once
 from psla_fast.pack import FinishConfig, merge_parts
 from psla_fast.pack.log import read_log
 from psla_fast.pack.plan import read_plan
 from psla_fast.recipe import parse_flags
 from psla_fast.shards.spec import shard_name
-from psla_fast.shards.sums import SUMS_NAME
+from psla_fast.shards.sums import SUMS_NAME, hash_file
 from psla_fast.shards.verify import Fault, SplitReport, find_same_sounds, verify_split
 
 LISTED = 20  # faults and notes printed of each kind
@@ -40,7 +42,7 @@ def verify(arguments: list[str]) -> None:
     command = parse_flags(VerifyCommand, arguments, "psla-fast verify")
     if command.workers < 1:
         raise ValueError(f"--workers is {command.workers}; give 1 or more.")
-    folders = _find_splits(command.shards)
+    folders = _find_splits(Path(os.path.abspath(command.shards)))
     reports = [_verify_and_say(folder, command.workers) for folder in folders]
     if not any(report.faults for report in reports):
         _say_duplicates(reports)
@@ -97,13 +99,23 @@ def _check_logs(folder: Path) -> list[Fault]:
     for path in logs:
         rows, damaged = read_log(path)
         faults += [Fault(path.name, f"line {number} is damaged") for number in damaged]
-        if not damaged and (not rows or rows[-1]["event"] not in ("end", "stopped")):
-            faults.append(Fault(path.name, "was cut short, or its pack was killed and not taken up again"))
+        if path.name == "pack.log" and not damaged:  # a part that was killed may be completed by others
+            faults += _check_end(folder, rows)
         plans = {row.get("plan") for row in rows if row["event"] == "start"}
         with contextlib.suppress(ValueError):  # a damaged pack.json is reported by its sum
             if plans - {read_plan(folder).fingerprint}:
                 faults.append(Fault(path.name, "is another split's"))
     return faults if logs else [Fault("pack.log", "is missing")]
+
+
+def _check_end(folder: Path, rows: list[dict[str, Any]]) -> list[Fault]:
+    """Check that pack.log goes on to the end, and that the sums are those it ended with."""
+    if not rows or rows[-1]["event"] not in ("end", "stopped"):
+        return [Fault("pack.log", "was cut short, or its pack was killed and not taken up again")]
+    sums = [row["sums"] for row in rows if row["event"] == "complete"]
+    if sums and (folder / SUMS_NAME).is_file() and hash_file(folder / SUMS_NAME) != sums[-1]:
+        return [Fault(SUMS_NAME, "isn't the one that pack.log tells of")]
+    return []
 
 
 def _say_duplicates(reports: list[SplitReport]) -> None:
@@ -137,14 +149,33 @@ def _repair(reports: list[SplitReport]) -> None:
             merge_parts(report.folder, FinishConfig(max_rejected_fraction=1.0))
             print(f"{report.folder}: made the index and the checksums anew")
             continue
-        for fault in report.faults:
-            if fault.shard is not None:
-                (report.folder / f"{shard_name(fault.shard)}.json").unlink(missing_ok=True)
-            elif fault.file in ("pack.json", "../classes.csv"):
-                (report.folder / fault.file).unlink(missing_ok=True)
-    for folder, (arguments, start) in sources.items():
-        print(f"{folder}: packing again what is broken: pack {' '.join(arguments)}")
-        repeat_pack(arguments, start, folder)
+    with _set_aside([report for report in reports if report.folder in sources]):
+        for folder, (arguments, start) in sources.items():
+            print(f"{folder}: packing again what is broken: pack {' '.join(arguments)}")
+            repeat_pack(arguments, start, folder)
+
+
+@contextlib.contextmanager
+def _set_aside(reports: list[SplitReport]) -> Iterator[None]:
+    """Take away what says that broken shards are whole; what isn't made anew, after an error, comes back."""
+    names = {
+        (
+            report.folder / f"{shard_name(fault.shard)}.json"
+            if fault.shard is not None
+            else report.folder / fault.file
+        )
+        for report in reports
+        for fault in report.faults
+        if fault.shard is not None or fault.file in ("pack.json", "../classes.csv")
+    }
+    held = {path: path.read_bytes() for path in names if path.is_file()}
+    for path in held:
+        path.unlink()
+    try:
+        yield
+    finally:
+        for path, content in held.items():
+            write_once(path, content)
 
 
 def _is_derived(fault: Fault) -> bool:

@@ -1,6 +1,7 @@
 """The command `weights`: a label set -> PSLA's sample weights, a number a line in the set's order."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,7 @@ class WeightsCommand:
 def weights(arguments: list[str]) -> None:
     """Compute the sample weights of a label set and write them."""
     command = parse_flags(WeightsCommand, arguments, "psla-fast weights")
+    command = replace(command, data=Path(os.path.abspath(command.data)))
     if command.data.is_dir():
         with open_shards(command.data) as shards:
             indptr, indices, num_classes = shards.index.indptr, shards.index.indices, len(shards.classes)
@@ -42,7 +44,8 @@ def weights(arguments: list[str]) -> None:
     if len(indptr) == 1:
         raise ValueError(f"{command.data} lists no clip. Give a label set.")
     computed = compute_sample_weights(indptr, indices, num_classes)
-    out = command.out or command.data.with_name(f"{command.data.stem}_weight.csv")
+    stem = command.data.name if command.data.is_dir() else command.data.stem
+    out = command.out or command.data.with_name(f"{stem}_weight.csv")
     with replacing(out) as temporary:
         np.savetxt(temporary, computed, delimiter=",")
     counts = compute_class_counts(indices, num_classes)

@@ -11,19 +11,17 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from psla_fast.classes import Classes, format_classes
-from psla_fast.clip import Rejected
-from psla_fast.files import write_once
+from psla_fast.classes import Classes, format_classes, read_classes
+from psla_fast.files import replacing, write_once
 from psla_fast.pack.config import PackConfig, WorkConfig
 from psla_fast.pack.engine import TaskId, run_tasks
 from psla_fast.pack.finish import FinishConfig, check_rejected, finish_split, merge_parts, write_rejected
-from psla_fast.pack.log import PackLog
+from psla_fast.pack.log import PackLog, lock_split
 from psla_fast.pack.plan import Plan, estimate_clip_bytes, make_plan
 from psla_fast.pack.shard_task import ShardTask, check_unchanged, count_rejected_clips, find_finished
 from psla_fast.pack.summary import SplitSummary, format_summaries
 from psla_fast.pack.table import ClipTable
-from psla_fast.shards.spec import make_key
-from psla_fast.shards.sums import SUMS_NAME
+from psla_fast.shards.sums import SUMS_NAME, hash_file
 from psla_fast.sources import Split
 
 __all__ = [
@@ -47,13 +45,16 @@ class _OpenSplit:
     folder: Path
     plan: Plan
     config: PackConfig
+    again: bool
 
     def __post_init__(self) -> None:
         self.dealt = self.plan.deal(self.config.seed)
 
     def task(self, split: int, number: int) -> ShardTask:
-        rows = self.table.encoded(self.dealt[number])
-        return ShardTask(split, self.folder, number, self.table.split.root, rows, self.config)
+        rows, source = self.table.encoded(self.dealt[number]), self.table.split
+        return ShardTask(
+            split, self.folder, number, source.root, rows, self.config, source.scanned, again=self.again
+        )
 
 
 def pack_splits(
@@ -89,9 +90,12 @@ def _pack(
     command: Mapping[str, object],
 ) -> list[SplitSummary]:
     finish = FinishConfig(config.max_rejected_fraction, work.plots)
+    in_the_way = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
+    if in_the_way is not None:
+        raise ValueError(f"{in_the_way} is a file, no folder for shards. Choose another OUT.")
     tables = [ClipTable(split) for split in splits]
     for table in tables:
-        _check_list(table, out / table.split.name, finish)
+        _check_list(table, out / table.split.name, finish, keep=not work.is_part)
     for folder in {(out / split.name).parent for split in splits}:
         _write_classes(folder, classes)
     with contextlib.ExitStack() as stack:
@@ -100,50 +104,51 @@ def _pack(
             folder = out / table.split.name
             log = stack.enter_context(PackLog(folder, work))
             plan = make_plan(table, folder, config)
+            stack.enter_context(lock_split(folder, shared=work.is_part))
             log.write_start(
                 command, plan=plan.fingerprint, rows=plan.rows, shards=plan.num_shards, part=work.part
             )
-            opened.append(_OpenSplit(table, folder, plan, config))
+            opened.append(_OpenSplit(table, folder, plan, config, again=work.retry_rejected))
             logs.append(log)
-        waiting = [
-            (split, number)
-            for split, one in enumerate(opened)
-            for number in range(one.plan.num_shards)
-            if work.takes(number) and not _is_finished(one.task(split, number), work)
-        ]
+        waiting = [task_id for split, one in enumerate(opened) for task_id in _find_waiting(split, one, work)]
         _check_space(out, opened, waiting)
         _run(opened, waiting, work, logs)
         if work.is_part:
             return []
-        summaries = [finish_split(one.folder, classes, one.plan, finish) for one in opened]
-        for log, summary in zip(logs, summaries, strict=True):
-            log.write("complete", clips=summary.num_clips, rejected=summary.rejected)
+        plans = [(one.folder, one.plan) for one in opened]
+        tables.clear()  # the lists of 2M clips, before as many are indexed
+        opened.clear()
+        summaries = []
+        for (folder, plan), log in zip(plans, logs, strict=True):
+            summaries.append(finish_split(folder, classes, plan, finish))
+            log.write_complete(summaries[-1].num_clips, hash_file(folder / SUMS_NAME))
         return summaries
 
 
-def _check_list(table: ClipTable, folder: Path, config: FinishConfig) -> None:
-    """Refuse a list that holds no clip, or too many rows that are none, before anything is packed."""
-    rejected = []
-    if table.num_rejected + table.num_missing:
-        for row in (table[number] for number in range(len(table))):
-            if isinstance(row, Rejected):
-                rejected.append({"key": make_key(row.name), "source": row.source, "reason": row.reason})
-            elif not row.found:
-                reason = f"missing_audio: {row.source} is not there"
-                rejected.append({"key": make_key(row.name), "source": row.source, "reason": reason})
-    counts = Counter(row["reason"].split(":")[0] for row in rejected)
+def _check_list(table: ClipTable, folder: Path, config: FinishConfig, keep: bool) -> None:
+    """Refuse a list that holds no clip, or too many rows that are none, before anything is packed.
+
+    keep: write those rows to rejected.jsonl then.
+    """
+    if not len(table):
+        raise ValueError(f"the list of split {folder.name} is empty. Give one that names clips.")
     num_clips = len(table) - table.num_rejected
     found = f"{num_clips - table.num_missing:,} of {num_clips:,} clips found"
     unusable = f", {table.num_rejected:,} rows are no clips" if table.num_rejected else ""
     LOG.info("%s: %s%s", folder.name, found, unusable)
-    if rejected and not (folder / "rejected.jsonl").is_file():
-        write_rejected(folder, rejected)
-    check_rejected(folder, counts, len(table), table.split.missing_is_normal, config)
-    if len(table) == len(rejected):
-        raise ValueError(
-            f"split {folder.name} has no clip: its list has {len(table)} rows, {table.num_rejected} are "
-            f"none, and the audio of {table.num_missing} isn't in {table.split.root}. Check the paths."
-        )
+    counts = table.rejected + Counter(missing_audio=table.num_missing)
+    try:
+        check_rejected(folder, counts, len(table), table.split.missing_is_normal, config)
+        if num_clips == table.num_missing:
+            raise ValueError(
+                f"split {folder.name} has no clip: {table.num_rejected} of its list's {len(table)} rows are "
+                f"none, and the audio of {table.num_missing} isn't in {table.split.root}. Check the paths."
+            )
+    except ValueError:
+        if keep and not (folder / SUMS_NAME).is_file():
+            with replacing(folder / "rejected.jsonl") as path, open(path, "w", encoding="utf-8") as file:
+                write_rejected(file, table.rejected_rows())
+        raise
 
 
 def _write_classes(folder: Path, classes: Classes) -> None:
@@ -151,15 +156,27 @@ def _write_classes(folder: Path, classes: Classes) -> None:
     write_once(path, text)
     if path.read_bytes() != text:
         raise ValueError(f"{path} lists other classes than this source. Choose another OUT.")
+    if read_classes(path) != classes:
+        path.unlink()
+        raise ValueError("a class's name begins or ends with a blank. Rename it.")
 
 
-def _is_finished(task: ShardTask, work: WorkConfig) -> bool:
-    """Tell whether a shard need not be packed; refuse one whose recordings were exchanged."""
-    statistics = find_finished(task)
-    if statistics is None:
-        return False
-    check_unchanged(task, statistics)
-    return not (work.retry_rejected and count_rejected_clips(task, statistics))
+def _find_waiting(split: int, one: _OpenSplit, work: WorkConfig) -> list[TaskId]:
+    """List the shards that are to be packed; refuse to go on where recordings were exchanged or are gone."""
+    waiting, gone = [], ""
+    for number in filter(work.takes, range(one.plan.num_shards)):
+        task = one.task(split, number)
+        statistics = find_finished(task)
+        if statistics is not None:
+            gone = check_unchanged(task, statistics) or gone
+        if statistics is None or (work.retry_rejected and count_rejected_clips(task, statistics)):
+            waiting.append((split, number))
+    if gone and waiting and one.plan.missing_is_normal:  # elsewhere they count as rejected
+        raise ValueError(
+            f"{one.folder}: recordings that were packed before are gone, for instance {gone}. Is all of "
+            f"{one.table.split.root} mounted? Restore them to go on."
+        )
+    return waiting
 
 
 def _check_space(out: Path, opened: Sequence[_OpenSplit], waiting: Sequence[TaskId]) -> None:

@@ -1,20 +1,21 @@
 """Finish: the statistics of a split's shards -> rejected.jsonl, index.h5, plots, SHA256SUMS."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from psla_fast.classes import Classes, read_classes
 from psla_fast.fbank import FbankConfig
-from psla_fast.files import write_atomically
+from psla_fast.files import replacing
 from psla_fast.pack.config import WorkConfig
-from psla_fast.pack.log import PackLog
+from psla_fast.pack.log import PackLog, lock_split
 from psla_fast.pack.plan import Plan, read_plan
 from psla_fast.pack.summary import SplitSummary
 from psla_fast.shards.index import write_index
 from psla_fast.shards.spec import Storage, shard_name
-from psla_fast.shards.sums import write_sums
+from psla_fast.shards.sums import PLOTS, SUMS_NAME, hash_file, write_sums
 from psla_fast.shards.writer import ShardStatistics, read_statistics
 
 
@@ -48,9 +49,9 @@ def merge_parts(out: Path, config: FinishConfig) -> tuple[Classes, list[SplitSum
     classes = read_classes(folders[0].parent / "classes.csv")
     summaries = []
     for folder, plan in plans.items():
-        with PackLog(folder, WorkConfig()) as log:
+        with PackLog(folder, WorkConfig()) as log, lock_split(folder, shared=False):
             summaries.append(finish_split(folder, classes, plan, config))
-            log.write("merged", clips=summaries[-1].num_clips)
+            log.write_complete(summaries[-1].num_clips, hash_file(folder / SUMS_NAME))
     return classes, summaries
 
 
@@ -59,23 +60,16 @@ def finish_split(folder: Path, classes: Classes, plan: Plan, config: FinishConfi
 
     Raises ValueError where no clip, or too few of its list, could be packed.
     """
-    rejected: list[dict[str, str]] = []
-
-    def read_shards() -> Iterator[ShardStatistics]:
-        for number in range(plan.num_shards):
-            statistics = read_statistics(folder / f"{shard_name(number)}.json")
-            rejected.extend(statistics.rejected)
-            yield statistics
-
     fbank = FbankConfig(**plan.settings["fbank"])  # type: ignore[arg-type]
     storage = Storage.of(plan.settings["dtype"])  # type: ignore[arg-type]
-    statistics = write_index(folder, read_shards(), fbank, storage, classes)
-    write_rejected(folder, rejected)
+    with replacing(folder / "rejected.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
+        shards = _read_shards(folder, plan, file)
+        statistics = write_index(folder, shards, fbank, storage, classes)
     check_rejected(folder, statistics.rejected, plan.rows, plan.missing_is_normal, config)
     if not len(statistics.num_frames):
         raise ValueError(f"{folder}: none of {plan.rows} clips could be packed. See rejected.jsonl there.")
     summary = SplitSummary.of(folder.name, plan.rows, fbank.frame_shift_ms, statistics)
-    if config.plots:
+    if config.plots or any((folder / name).is_file() for name in PLOTS):
         from psla_fast.plots import plot_split
 
         plot_split(folder, statistics, classes, fbank.frame_shift_ms)
@@ -83,10 +77,18 @@ def finish_split(folder: Path, classes: Classes, plan: Plan, config: FinishConfi
     return summary
 
 
-def write_rejected(folder: Path, rows: list[dict[str, str]]) -> None:
-    """Write rejected.jsonl: key, source and reason of each clip left out."""
-    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    write_atomically(folder / "rejected.jsonl", content)
+def _read_shards(folder: Path, plan: Plan, rejected: TextIO) -> Iterator[ShardStatistics]:
+    """Read the shards' statistics one by one, and write their rejected clips on the way."""
+    for number in range(plan.num_shards):
+        statistics = read_statistics(folder / f"{shard_name(number)}.json")
+        write_rejected(rejected, statistics.rejected)
+        yield statistics
+    rejected.flush()
+
+
+def write_rejected(file: TextIO, rows: Iterable[dict[str, str]]) -> None:
+    """Write rows of rejected.jsonl: key, source and reason of each clip left out."""
+    file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def check_rejected(

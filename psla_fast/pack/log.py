@@ -3,13 +3,14 @@
 A line is the crc32 of its text in hex, a blank, and a JSON object.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -74,11 +75,29 @@ class PackLog:
             **fields,
         )
 
+    def write_complete(self, num_clips: int, sums: str) -> None:
+        """Note that the split is complete, and the hash of its SHA256SUMS."""
+        self.write("complete", clips=num_clips, sums=sums)
+
     def _drop_torn_line(self) -> None:
         """Cut off what a killed pack had half written."""
         content = os.pread(self._file, os.fstat(self._file).st_size, 0)
         if content and not content.endswith(b"\n"):
             os.ftruncate(self._file, content.rfind(b"\n") + 1)
+
+
+@contextlib.contextmanager
+def lock_split(folder: Path, shared: bool) -> Iterator[None]:
+    """Hold the lock of a begun split: parts share it, a whole pack and a merge have it alone.
+
+    Raises ValueError where others hold it.
+    """
+    with open(folder / "pack.json", "r+b") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another pack is at work in {folder}. Wait for it, or stop it.") from None
+        yield
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], list[int]]:

@@ -24,7 +24,10 @@ STAT_THREADS = 16  # network file systems answer many questions at once
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Pack `rows` (encoded) of a split whose audio lies under `root` into shard `number` of `folder`."""
+    """Pack `rows` (encoded) of a split whose audio lies under `root` into shard `number` of `folder`.
+
+    scanned: audio that was found and is gone has vanished. again: pack it though it may be finished.
+    """
 
     split: int
     folder: Path
@@ -32,6 +35,8 @@ class ShardTask:
     root: Path
     rows: list[bytes]
     config: PackConfig
+    scanned: bool = False
+    again: bool = False
 
     @property
     def stem(self) -> Path:
@@ -73,22 +78,30 @@ def find_finished(task: ShardTask) -> ShardStatistics | None:
     return statistics if whole else None
 
 
-def check_unchanged(task: ShardTask, statistics: ShardStatistics) -> None:
-    """Raise ValueError where a recording that a finished shard holds has another size now."""
+def check_unchanged(task: ShardTask, statistics: ShardStatistics) -> str:
+    """Raise ValueError where a recording that a finished shard holds has another size now.
+
+    Gives one of those that aren't there any more, "" where all are.
+    """
     packed = {member.name: member for member in statistics.clips}
     clips = [row for row in map(decode_row, task.rows) if isinstance(row, Clip) and row.name in packed]
+    gone = ""
     for clip, size in zip(clips, _sizes(task.root, clips), strict=True):
+        gone = packed[clip.name].source if size < 0 else gone
         before = packed[clip.name].audio_bytes
         if size not in (-1, before):
             raise ValueError(
                 f"{task.folder} was packed from other recordings: {clip.source} had {before} bytes, has "
                 f"{size}. Choose another OUT, or delete {task.stem}.json to pack that shard anew."
             )
+    return gone
 
 
 def count_rejected_clips(task: ShardTask, statistics: ShardStatistics) -> int:
-    """Count a finished shard's clips whose audio was rejected, which may be tried again."""
-    return sum(isinstance(decode_row(row), Clip) for row in task.rows) - len(statistics.clips)
+    """Count a finished shard's clips whose audio was rejected, and is there to be tried again."""
+    packed = {member.name for member in statistics.clips}
+    rows = [row for row in map(decode_row, task.rows) if isinstance(row, Clip) and row.name not in packed]
+    return sum(size >= 0 for size in _sizes(task.root, rows))
 
 
 def pack_shard(task: ShardTask) -> ShardResult:
@@ -102,7 +115,8 @@ def pack_shard(task: ShardTask) -> ShardResult:
     torch.set_num_threads(1)
     try:
         with ShardWriter(task.folder, task.number, Storage.of(task.config.dtype), task.fingerprint) as writer:
-            if writer.waited and (statistics := find_finished(task)) is not None:
+            # by another process, meanwhile
+            if not task.again and (statistics := find_finished(task)) is not None:
                 writer.discard()
             else:
                 _write_clips(task, writer)
@@ -135,7 +149,7 @@ def _write_clips(task: ShardTask, writer: ShardWriter) -> None:
         try:
             waveform = torch.from_numpy(read_recording(task.root, row, task.config))
         except AudioError as error:
-            if size >= 0 and audio_bytes(task.root, row) != size:
+            if audio_bytes(task.root, row) != size or (size < 0 and row.found and task.scanned):
                 raise FileNotFoundError(
                     2, "the recording vanished or changed while it was packed", str(task.root / row.source)
                 ) from error

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from psla_fast.clip import Clip, Rejected
+from psla_fast.shards.spec import make_key
 from psla_fast.sources import Split
 
 Row = Clip | Rejected
@@ -23,18 +25,34 @@ class ClipTable:
     def __init__(self, split: Split) -> None:
         """Read the split's list."""
         self.split = split
-        self.num_rejected = self.num_missing = 0
+        self.rejected = Counter[str]()
+        self.num_missing = 0
         self._arena, self._ends = bytearray(), array("Q", [0])
         digest, heard = hashlib.sha256(), set[bytes]()
         for row in split.read():
             kept = _reject_repeated(row, heard)
-            self.num_rejected += isinstance(kept, Rejected)
+            if isinstance(kept, Rejected):
+                self.rejected[kept.reason.split(":")[0]] += 1
             self.num_missing += isinstance(kept, Clip) and not kept.found
             asked, source = _encode(kept)
             digest.update(asked)
             self._arena += asked + b"\n" + source
             self._ends.append(len(self._arena))
         self.fingerprint = digest.hexdigest()
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows that are no clips."""
+        return self.rejected.total()
+
+    def rejected_rows(self) -> Iterator[dict[str, str]]:
+        """Give what rejected.jsonl says of the rows that are no clips, or whose audio wasn't found."""
+        for row in (self[number] for number in range(len(self))):
+            if isinstance(row, Rejected):
+                yield {"key": make_key(row.name), "source": row.source, "reason": row.reason}
+            elif not row.found:
+                reason = f"missing_audio: {row.source} is not there"
+                yield {"key": make_key(row.name), "source": row.source, "reason": reason}
 
     def __len__(self) -> int:
         """Give the number of rows."""

@@ -3,7 +3,6 @@
 # N clips of a split
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from psla_fast.classes import Classes
 from psla_fast.fbank import FbankConfig
-from psla_fast.files import write_atomically
+from psla_fast.files import replacing
 from psla_fast.shards.spec import FORMAT_VERSION, Storage, shard_name
 from psla_fast.shards.writer import Member, ShardStatistics
 
@@ -48,7 +47,16 @@ def write_index(
     storage: Storage,
     classes: Classes,
 ) -> SplitStatistics:
-    """Write index.h5 over all shards of a split; `write_sums` then completes it.
+    """Write index.h5 over all shards of a split; `write_sums` then completes it."""
+    columns, attributes, statistics = build_index(shards, fbank, storage, classes)
+    _write_hdf5(folder / "index.h5", columns, attributes)
+    return statistics
+
+
+def build_index(
+    shards: Iterable[ShardStatistics], fbank: FbankConfig, storage: Storage, classes: Classes
+) -> tuple[dict[str, Column], dict[str, object], SplitStatistics]:
+    """Give index.h5's columns and attributes.
 
     The fingerprint is a sha256 over keys, frames, checksums, labels, and format, so it changes with any
     content. The statistics are taken one shard at a time: 2M clips need no more than their columns.
@@ -71,6 +79,8 @@ def write_index(
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     lengths = joined.pop("labels_each")
     joined["indptr"] = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
+    for name in ("name", "source"):
+        joined[f"{name}_indptr"] = np.concatenate([[0], np.cumsum(joined.pop(f"{name}_each"))]).astype("<i8")
     num_values = max(1, int(joined["num_frames"].sum()) * fbank.num_mels)
     mean = log_mel_sum / num_values
     std = float(np.sqrt(max(0.0, square_sum / num_values - mean**2)))
@@ -84,9 +94,8 @@ def write_index(
         "fingerprint": _fingerprint(joined, fbank, storage, classes),
     }
     joined["shard_bytes"] = np.array(shard_bytes, dtype="<i8")
-    _write_hdf5(folder / "index.h5", joined, attributes)
     class_counts = np.bincount(joined["indices"], minlength=len(classes))
-    return SplitStatistics(
+    statistics = SplitStatistics(
         len(shard_bytes),
         sum(shard_bytes),
         num_short,
@@ -97,19 +106,29 @@ def write_index(
         dict(rejected),
         known,
     )
+    return joined, attributes, statistics
 
 
 def _columns(clips: list[Member]) -> dict[str, Column]:
     """Turn a shard's clips into columns; labels concatenated, with how many each clip has."""
     return {
         "key": np.array([member.key.encode() for member in clips], dtype="S"),
-        "name": np.array([member.name.encode(errors="surrogateescape") for member in clips], dtype="S"),
-        "source": np.array([member.source.encode(errors="surrogateescape") for member in clips], dtype="S"),
         "offset": np.array([member.offset for member in clips], dtype="<i8"),
         "num_frames": np.array([member.num_frames for member in clips], dtype="<i4"),
         "crc32": np.array([member.crc32 for member in clips], dtype="<u4"),
         "indices": np.array([label for member in clips for label in member.labels], dtype="<i4"),
         "labels_each": np.array([len(member.labels) for member in clips], dtype="<i8"),
+        **_text_columns("name", [member.name for member in clips]),
+        **_text_columns("source", [member.source for member in clips]),
+    }
+
+
+def _text_columns(name: str, texts: list[str]) -> dict[str, Column]:
+    """Give texts as their joined bytes and the length of each: a long one doesn't widen all."""
+    encoded = [text.encode(errors="surrogateescape") for text in texts]
+    return {
+        name: np.frombuffer(b"".join(encoded), dtype="u1"),
+        f"{name}_each": np.array([len(text) for text in encoded], dtype="<i4"),
     }
 
 
@@ -122,9 +141,7 @@ def _fingerprint(columns: dict[str, Column], fbank: FbankConfig, storage: Storag
 
 
 def _write_hdf5(path: Path, columns: dict[str, Column], attributes: dict[str, object]) -> None:
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for name, column in columns.items():
             file.create_dataset(name, data=column)
         file.attrs.update(attributes)
-    write_atomically(path, buffer.getvalue())

@@ -85,8 +85,11 @@ class Shards:
         """Read a clip's original name and where its audio lay, relative to the data set."""
         clip_id = range(len(self))[clip_id]
         with h5py.File(self.folder / "index.h5", "r") as file:
-            name, source = (file[column][clip_id].decode(errors="replace") for column in ("name", "source"))
-        return name, source
+            texts = []
+            for column in ("name", "source"):
+                first, end = file[f"{column}_indptr"][clip_id : clip_id + 2]
+                texts.append(file[column][first:end].tobytes().decode(errors="replace"))
+        return texts[0], texts[1]
 
     def labels(self, clip_id: int) -> npt.NDArray[np.int32]:
         """Give the class indices of a clip, ascending."""
@@ -172,7 +175,7 @@ class Shards:
 
 def open_shards(path: str | Path) -> Shards:
     """Open a split's folder, for instance SHARDS/train; raises ShardError that says what is wrong."""
-    folder = Path(path)
+    folder = Path(os.path.abspath(path))  # "." has no parent that holds classes.csv
     index_path = folder / "index.h5"
     if not index_path.is_file():
         raise ShardError(f"index.h5 not found in {folder}. {_hint(folder)}")

@@ -14,6 +14,7 @@ from psla_fast.shards.spec import shard_name
 SUMS_NAME = "SHA256SUMS"
 CLASSES_NAME = "../classes.csv"
 SPLIT_FILES = (CLASSES_NAME, "index.h5", "pack.json", "rejected.jsonl")
+PLOTS = ("class_counts.png", "clip_lengths.png")
 
 
 def hash_file(path: Path) -> str:
@@ -28,8 +29,9 @@ def list_files(folder: Path, num_shards: int) -> list[str]:
     pack.json and rejected.jsonl (which only the packer writes) and plots are named where they are there.
     """
     names = [f"{shard_name(n)}.{ending}" for n in range(num_shards) for ending in ("idx", "json", "tar")]
-    names += [name for name in SPLIT_FILES if name in (CLASSES_NAME, "index.h5") or (folder / name).is_file()]
-    return sorted(names + [path.name for path in folder.glob("*.png")])
+    always = (CLASSES_NAME, "index.h5")
+    names += [name for name in (*SPLIT_FILES, *PLOTS) if name in always or (folder / name).is_file()]
+    return sorted(names)
 
 
 def write_sums(folder: Path, num_shards: int, known: Mapping[str, str]) -> None:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from psla_fast.classes import read_classes
+from psla_fast.shards.index import build_index
 from psla_fast.shards.reader import Shards, open_shards
-from psla_fast.shards.spec import TAR_BLOCK, shard_name
+from psla_fast.shards.spec import TAR_BLOCK, Storage, shard_name
 from psla_fast.shards.sums import SUMS_NAME, format_sums, hash_file, list_files
 from psla_fast.shards.writer import Member, ShardStatistics, read_statistics
 
@@ -72,8 +74,8 @@ def verify_split(folder: Path, num_threads: int) -> SplitReport:
             actual.update(found.sums)
             rejected += found.rejected
             report.num_bytes += found.num_bytes
-    if not faults:
-        faults += _check_whole(folder, report.shards, rejected)
+    if not faults and report.shards is not None:
+        faults += _check_whole(report.shards, report.num_shards, rejected)
         if (folder / SUMS_NAME).read_text() != format_sums(actual):
             faults.append(Fault(SUMS_NAME, "isn't as it was written"))
     report.faults = faults
@@ -265,12 +267,22 @@ def _compare_index(shards: Shards, number: int, statistics: ShardStatistics) -> 
             yield Fault("index.h5", f"row {clip_id} has other labels than shard {number}", member.key)
 
 
-def _check_whole(folder: Path, shards: Shards | None, rejected: list[str]) -> Iterator[Fault]:
-    """Check what only all shards together show: keys that stand twice, and the list of rejected clips."""
-    if shards is not None:
-        keys, counts = np.unique(shards.index.key, return_counts=True)
-        for key in keys[counts > 1]:
-            yield Fault("index.h5", "the key stands more than once", key.decode())
+def _check_whole(shards: Shards, num_shards: int, rejected: list[str]) -> Iterator[Fault]:
+    """Check what only all shards together show: keys that stand twice, the index as a whole, the rejected."""
+    folder = shards.folder
+    keys, counts = np.unique(shards.index.key, return_counts=True)
+    for key in keys[counts > 1]:
+        yield Fault("index.h5", "the key stands more than once", key.decode())
+    statistics = (read_statistics(folder / f"{shard_name(number)}.json") for number in range(num_shards))
+    storage = Storage.of(shards.storage.dtype)
+    columns, attributes, _ = build_index(statistics, shards.fbank_config, storage, shards.classes)
+    with h5py.File(folder / "index.h5", "r") as file:
+        for name in sorted({*columns, *file}):
+            if name not in columns or name not in file or not np.array_equal(columns[name], file[name][:]):
+                yield Fault("index.h5", f"{name} isn't what the shards' statistics give")
+        for name, value in attributes.items():
+            if file.attrs.get(name) != value:
+                yield Fault("index.h5", f"its attribute {name} is {file.attrs.get(name)}, not {value}")
     path = folder / "rejected.jsonl"
     if path.is_file() and path.read_text().splitlines() != rejected:
         yield Fault("rejected.jsonl", "doesn't list what the shards' statistics list")

@@ -1,5 +1,6 @@
 """Write one shard: fbanks and labels -> a tar, its DALI index, and its statistics."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -68,7 +69,7 @@ class ShardWriter:
     """Writes one shard; no file has its final name before `close`, and the statistics get theirs last.
 
     While it writes it holds a lock on NNNNN.tar.tmp, so that a worker that outlives a killed pack and one of
-    the next pack never write the same shard at once; `waited` tells that another process had the lock.
+    the next pack never write the same shard at once.
     """
 
     def __init__(self, folder: Path, number: int, storage: Storage, task: str) -> None:
@@ -79,7 +80,7 @@ class ShardWriter:
         self._index_lines: list[str] = []
         self._digest = hashlib.sha256()
         self._temporary = self._stem.with_suffix(".tar.tmp")
-        self._tar, self.waited = _open_locked(self._temporary)
+        self._tar = _open_locked(self._temporary)
         self._lock = os.dup(self._tar.fileno())  # a lock lasts as long as one of its descriptors
 
     def __enter__(self) -> Self:
@@ -173,22 +174,15 @@ class ShardWriter:
         self._tar.write(content)
 
 
-def _open_locked(path: Path) -> tuple[BinaryIO, bool]:
-    """Open a file empty and locked for this process; tells whether another one had to be waited for."""
-    waited = False
+def _open_locked(path: Path) -> BinaryIO:
+    """Open a file empty and locked for this process; waits for another one that has it."""
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waited = True
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):  # the other one gave it its final name, or removed it
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 file.truncate(0)
-                return file, waited
-        except FileNotFoundError:
-            waited = True  # the other one has given it its final name, or removed it
+                return file
         file.close()
 
 

@@ -38,13 +38,16 @@ def read_audioset(
 
     def read() -> Iterator[Clip | Rejected]:
         repeated = _find_repeated(segments)
-        starts: dict[str, float] = {}  # of ids that come more than once
+        starts: dict[
+            str, str
+        ] = {}  # of ids that come more than once, their first row's, whatever becomes of it
 
         def build(ytid: str, start: str, end: str, mids: str) -> Clip:
+            first = starts.setdefault(ytid, start) if hash(ytid) in repeated else start
             start_seconds, end_seconds = parse_times(start, end)
             labels = find_labels(mids.split(","), index_by_mid)
             last = float("inf") if end_seconds is None else end_seconds
-            again = hash(ytid) in repeated and starts.setdefault(ytid, start_seconds) != start_seconds
+            again = _seconds(first) != start_seconds
             clip_name = f"{ytid}_{format_seconds(start_seconds)}" if again else ytid
             if full_length:
                 found = folder.find(ytid, start_seconds, last, cuts=False)
@@ -57,7 +60,7 @@ def read_audioset(
         for _, row in _read_segments(segments):
             yield make_row(row[0], f"{row[0]}.wav", build, *row)
 
-    return Split(name, audio, read, missing_is_normal=True)
+    return Split(name, audio, read, missing_is_normal=True, scanned=True)
 
 
 def _read_segments(segments: Sequence[Path]) -> Iterator[tuple[int, list[str]]]:
@@ -77,3 +80,11 @@ def _find_repeated(segments: Sequence[Path]) -> set[int]:
     hashes = np.array(array("q", (hash(row[0]) for _, row in _read_segments(segments))), dtype=np.int64)
     hashes.sort()
     return set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+
+def _seconds(text: str) -> float:
+    """Read seconds; NaN, which equals no start, for what is no number."""
+    try:
+        return float(text) if text.strip() else 0.0
+    except ValueError:
+        return float("nan")

@@ -44,7 +44,9 @@ def read_esc50(root: Path, fold: int | None = None) -> tuple[Classes, list[Split
         parts = [(name, name, fold) for name in ("train", "val")]
     else:
         raise ValueError(f"{table} has no fold {fold}, only {', '.join(map(str, sorted(folds)))}.")
-    return classes, [Split(split, root, _open_rows(root, name == "val", k)) for split, name, k in parts]
+    return classes, [
+        Split(split, root, _open_rows(root, name == "val", k), scanned=True) for split, name, k in parts
+    ]
 
 
 def _open_rows(root: Path, is_val: bool, fold: int) -> Callable[[], Iterator[Clip | Rejected]]:

@@ -62,7 +62,7 @@ def _open_split(
             for source in _choose(sources, val_fraction, is_val):
                 yield make_row(_name_of(source), source, build, source, label)
 
-    return Split(name, root, read)
+    return Split(name, root, read, scanned=True)
 
 
 def _choose(sources: list[str], val_fraction: float, is_val: bool) -> Iterator[str]:

@@ -47,7 +47,7 @@ def _open_split(root: Path, name: str, classes: Classes) -> Split:
         for fname, mids in _read_rows(root, name):
             yield make_row(fname, f"{folder}/{fname}.wav", build, fname, mids)
 
-    return Split(name, root, read)
+    return Split(name, root, read, scanned=True)
 
 
 def _read_rows(root: Path, name: str) -> Iterator[tuple[str, str]]:

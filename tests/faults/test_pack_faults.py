@@ -17,7 +17,8 @@ import pytest
 from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.shards import open_shards
 from psla_fast.shards.verify import verify_split
-from psla_fast.sources import read_fsd50k
+from psla_fast.sources import read_audioset, read_fsd50k
+from tests.makers import CLASSES, write_audio, write_segments
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_SHARDS = PackConfig(shard_mb=0.04)  # of a clip or two
@@ -287,3 +288,68 @@ def test_two_packs_of_one_folder_at_once_are_refused(synthetic_fsd50k: Path, tmp
 
     with PackLog(tmp_path / "train", ONE), pytest.raises(ValueError, match="another pack is at work in"):
         pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path, PackConfig(), ONE)
+
+
+def write_audioset(tmp_path: Path, num_clips: int = 24) -> tuple[Path, Path]:
+    """An AudioSet of short tones in two folders; its CSV and its audio folder."""
+    rows, audio = [], tmp_path / "audio"
+    for number in range(num_clips):
+        ytid = f"abcdefghi{number:02d}"
+        write_audio(audio / f"part{number % 2}" / f"{ytid}.wav", seconds=0.2, hertz=200 + 50 * number)
+        rows.append((ytid, 0.0, 10.0, "/m/09x0r"))
+    return write_segments(tmp_path / "segments.csv", rows), audio
+
+
+def test_audioset_clips_that_vanish_while_it_is_packed_are_an_error(tmp_path: Path):
+    segments, audio = write_audioset(tmp_path)
+    split = read_audioset([segments], audio, CLASSES, "eval")
+    (audio / "part1").rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="vanished or changed while it was packed; finished shards are kept"):
+        pack_splits(CLASSES, [split], tmp_path / "out", PackConfig(), ONE)
+    (tmp_path / "elsewhere").rename(audio / "part1")
+    assert pack_splits(CLASSES, [split], tmp_path / "out", PackConfig(), ONE)[0].num_clips == 24
+
+
+def test_a_pack_of_audioset_does_not_go_on_while_audio_it_had_is_gone(tmp_path: Path):
+    segments, audio = write_audioset(tmp_path)
+    config = PackConfig(shard_mb=0.03)
+    pack_splits(CLASSES, [read_audioset([segments], audio, CLASSES, "eval")], tmp_path / "out", config, ONE)
+    (tmp_path / "out/eval/00003.json").unlink()
+    (audio / "part1").rename(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"packed before are gone, for instance part1/\S+. Is all of"):
+        pack_splits(
+            CLASSES, [read_audioset([segments], audio, CLASSES, "eval")], tmp_path / "out", config, ONE
+        )
+
+
+def test_retrying_the_rejected_leaves_shards_alone_whose_audio_is_still_missing(tmp_path: Path):
+    segments, audio = write_audioset(tmp_path)
+    config, again = PackConfig(shard_mb=0.03), replace(ONE, retry_rejected=True)
+    missing = next((audio / "part1").iterdir())
+    content = missing.read_bytes()
+    missing.unlink()
+    out = tmp_path / "out"
+    pack_splits(CLASSES, [read_audioset([segments], audio, CLASSES, "eval")], out, config, ONE)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.tar")}
+    pack_splits(CLASSES, [read_audioset([segments], audio, CLASSES, "eval")], out, config, again)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    missing.write_bytes(content)
+    summary = pack_splits(CLASSES, [read_audioset([segments], audio, CLASSES, "eval")], out, config, again)
+    assert summary[0].num_clips == 24
+    assert sum(path.stat().st_mtime_ns != time for path, time in before.items()) == 1
+
+
+def test_parts_and_a_merge_never_work_on_a_split_at_once(synthetic_fsd50k: Path, tmp_path: Path):
+    from psla_fast.pack import FinishConfig, merge_parts
+    from psla_fast.pack.log import lock_split
+
+    part = replace(ONE, part="1/2")
+    for one in (part, replace(ONE, part="2/2")):
+        pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path, PackConfig(), one)
+    with lock_split(tmp_path / "train", shared=True):  # as a part at work does
+        pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path, PackConfig(), part)
+        with pytest.raises(ValueError, match="another pack is at work"):
+            merge_parts(tmp_path, FinishConfig())
+        with pytest.raises(ValueError, match="another pack is at work"):
+            pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path, PackConfig(), ONE)
+    merge_parts(tmp_path, FinishConfig())

@@ -210,3 +210,47 @@ def test_the_log_tells_who_packed_what_and_a_torn_line_is_dropped(shards: Path, 
     assert verify(copy / "train")[0] == 1
     main(["pack", "merge", str(copy / "train"), "--max-rejected-fraction", "0.1"])
     assert verify(copy / "train")[0] == 0
+
+
+def test_a_repair_that_fails_leaves_everything_as_it_was(shards: Path, copy: Path):
+    source = shards.parent / "data"
+    (copy / "train/00001.tar").write_bytes((copy / "train/00001.tar").read_bytes() + b"x")
+    before = tree(copy)
+    source.rename(shards.parent / "away")
+    try:
+        status, output = verify(copy, "--repair")
+    finally:
+        (shards.parent / "away").rename(source)
+    assert status == 2
+    assert "vocabulary.csv not found" in output
+    assert tree(copy) == before
+
+
+def test_sums_rewritten_over_changed_statistics_or_a_removed_shard_are_found(copy: Path):
+    import h5py
+
+    from psla_fast.shards.sums import write_sums
+
+    with h5py.File(copy / "train/index.h5", "a") as file:
+        file.attrs["mean"] = 3.0
+        file["name"][...] = file["name"][:][::-1]
+    write_sums(copy / "train", 4, {})
+    (copy / "eval/pack.log").unlink()
+    status, output = verify(copy)
+    assert status == 1
+    assert "name isn't what the shards' statistics give" in output
+    assert "its attribute mean is 3.0" in output
+    assert "SHA256SUMS: isn't the one that pack.log tells of" in output
+    for ending in ("tar", "idx", "json"):
+        (copy / f"train/00003.{ending}").unlink()
+    write_sums(copy / "train", 3, {})
+    assert verify(copy / "train")[0] == 1
+
+
+def test_verify_and_weights_work_from_inside_a_split(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(copy / "train")
+    assert verify(Path("."))[0] == 0
+    main(["weights", "."])
+    assert (copy / "train_weight.csv").is_file()
+    (copy / "train/my picture.png").write_bytes(b"mine")
+    assert verify(Path("."))[0] == 0

@@ -143,6 +143,18 @@ def test_an_id_that_comes_again_with_another_start_is_named_with_it(tmp_path: Pa
     assert [clip.source for clip in clips] == [f"{ID}.wav"] * 3
 
 
+@pytest.mark.parametrize("first", ["/m/unknown", ""])
+def test_a_file_named_by_the_id_alone_is_the_first_row_s_though_that_is_rejected(
+    tmp_path: Path, first: str
+) -> None:
+    path = write_segments(tmp_path / "1.csv", [(ID, 30.0, 40.0, first), (ID, 100.0, 110.0, "/m/04rlf")])
+    audio = touch(tmp_path / "audio", f"{ID}.wav")
+    rejected, second = read_audioset([path], audio, CLASSES, "train").read()
+    assert isinstance(rejected, Rejected)
+    assert isinstance(second, Clip)
+    assert (second.name, second.found) == (f"{ID}_100", False)
+
+
 def test_bad_rows_are_rejected_by_their_reason_and_the_others_stay(tmp_path: Path) -> None:
     nan, inf = float("nan"), float("inf")
     rows = [
