@@ -5,7 +5,6 @@ import logging
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
@@ -17,7 +16,7 @@ from psla_fast.pack.config import PackConfig, WorkConfig
 from psla_fast.pack.engine import TaskId, run_tasks
 from psla_fast.pack.finish import FinishConfig, check_rejected, finish_split, merge_parts, write_rejected
 from psla_fast.pack.log import PackLog, lock_split
-from psla_fast.pack.plan import Plan, estimate_clip_bytes, make_plan
+from psla_fast.pack.plan import estimate_clip_bytes, make_plan
 from psla_fast.pack.shard_task import ShardTask, check_unchanged, count_rejected_clips, find_finished
 from psla_fast.pack.summary import SplitSummary, format_summaries
 from psla_fast.pack.table import ClipTable
@@ -37,18 +36,14 @@ __all__ = [
 LOG = logging.getLogger(__name__)
 
 
-@dataclass
 class _OpenSplit:
     """A split on its way: its list, its plan, the rows of its shards."""
 
-    table: ClipTable
-    folder: Path
-    plan: Plan
-    config: PackConfig
-    again: bool
-
-    def __post_init__(self) -> None:
-        self.dealt = self.plan.deal(self.config.seed)
+    def __init__(self, table: ClipTable, out: Path, config: PackConfig, again: bool) -> None:
+        self.table, self.config, self.again = table, config, again
+        self.folder = out / table.split.name
+        self.plan = make_plan(table, self.folder, config)
+        self.dealt = self.plan.deal(config.seed)
 
     def task(self, split: int, number: int) -> ShardTask:
         rows, source = self.table.encoded(self.dealt[number]), self.table.split
@@ -93,31 +88,23 @@ def _pack(
     in_the_way = next((path for path in (out, *out.parents) if path.exists() and not path.is_dir()), None)
     if in_the_way is not None:
         raise ValueError(f"{in_the_way} is a file, no folder for shards. Choose another OUT.")
-    tables = [ClipTable(split) for split in splits]
-    for table in tables:
-        _check_list(table, out / table.split.name, finish, keep=not work.is_part)
-    for folder in {(out / split.name).parent for split in splits}:
-        _write_classes(folder, classes)
     with contextlib.ExitStack() as stack:
-        opened, logs = [], []
-        for table in tables:
-            folder = out / table.split.name
-            log = stack.enter_context(PackLog(folder, work))
-            plan = make_plan(table, folder, config)
-            stack.enter_context(lock_split(folder, shared=work.is_part))
-            log.write_start(
-                command, plan=plan.fingerprint, rows=plan.rows, shards=plan.num_shards, part=work.part
-            )
-            opened.append(_OpenSplit(table, folder, plan, config, again=work.retry_rejected))
-            logs.append(log)
+        tables = [_read_list(split, out / split.name, finish, keep=not work.is_part) for split in splits]
+        for folder in {(out / split.name).parent for split in splits}:
+            _write_classes(folder, classes)
+        logs = [stack.enter_context(PackLog(out / split.name, work)) for split in splits]
+        opened = []
+        while tables:
+            opened.append(_OpenSplit(tables.pop(0), out, config, again=work.retry_rejected))
+            stack.enter_context(lock_split(opened[-1].folder, shared=work.is_part))
+            logs[len(opened) - 1].write_start(command, opened[-1].plan, work.part)
         waiting = [task_id for split, one in enumerate(opened) for task_id in _find_waiting(split, one, work)]
         _check_space(out, opened, waiting)
         _run(opened, waiting, work, logs)
         if work.is_part:
             return []
         plans = [(one.folder, one.plan) for one in opened]
-        tables.clear()  # the lists of 2M clips, before as many are indexed
-        opened.clear()
+        opened.clear()  # the lists of 2M clips, before as many are indexed
         summaries = []
         for (folder, plan), log in zip(plans, logs, strict=True):
             summaries.append(finish_split(folder, classes, plan, finish))
@@ -125,11 +112,12 @@ def _pack(
         return summaries
 
 
-def _check_list(table: ClipTable, folder: Path, config: FinishConfig, keep: bool) -> None:
-    """Refuse a list that holds no clip, or too many rows that are none, before anything is packed.
+def _read_list(split: Split, folder: Path, config: FinishConfig, keep: bool) -> ClipTable:
+    """Read a split's list; refuse one without a clip or with too many rows that are none.
 
     keep: write those rows to rejected.jsonl then.
     """
+    table = ClipTable(split)
     if not len(table):
         raise ValueError(f"the list of split {folder.name} is empty. Give one that names clips.")
     num_clips = len(table) - table.num_rejected
@@ -149,6 +137,7 @@ def _check_list(table: ClipTable, folder: Path, config: FinishConfig, keep: bool
             with replacing(folder / "rejected.jsonl") as path, open(path, "w", encoding="utf-8") as file:
                 write_rejected(file, table.rejected_rows())
         raise
+    return table
 
 
 def _write_classes(folder: Path, classes: Classes) -> None:

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from psla_fast.pack.config import WorkConfig
+from psla_fast.pack.plan import Plan
 
 
 class PackLog:
@@ -61,8 +62,8 @@ class PackLog:
         os.lseek(self._file, 0, os.SEEK_END)
         os.write(self._file, f"{zlib.crc32(text.encode()):08x} {text}\n".encode())
 
-    def write_start(self, command: Mapping[str, object], **fields: object) -> None:
-        """Note the command, where it runs, and with what; `plan` is the fingerprint of its list."""
+    def write_start(self, command: Mapping[str, object], plan: Plan, part: str) -> None:
+        """Note the command, where it runs, and on what."""
         from psla_fast import __version__
 
         self.write(
@@ -72,7 +73,10 @@ class PackLog:
             process=os.getpid(),
             python=sys.version.split()[0],
             psla_fast=__version__,
-            **fields,
+            plan=plan.fingerprint,
+            rows=plan.rows,
+            shards=plan.num_shards,
+            part=part,
         )
 
     def write_complete(self, num_clips: int, sums: str) -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from psla_fast.clip import Clip, Rejected
 from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.pack.table import ClipTable
 from psla_fast.shards import open_shards
-from psla_fast.sources import read_fsd50k
+from psla_fast.sources import Split, read_fsd50k
 
 LENIENT = PackConfig(max_rejected_fraction=0.2)
 ONE = WorkConfig(workers=1)
@@ -243,3 +244,18 @@ def test_a_table_with_other_columns_or_splits_is_refused(synthetic_fsd50k: Path,
     truth.write_text(text.replace(",train\n", ",test\n", 1))
     with pytest.raises(ValueError, match="split is 'test'"):
         read_fsd50k(root)
+
+
+def test_a_list_of_many_clips_takes_few_bytes_each():
+    def read():
+        for number in range(30_000):
+            yield Clip(f"id{number:09d}", f"part{number % 9}/id{number:09d}.wav", (number % 527, 526))
+
+    tracemalloc.start()
+    try:
+        table = ClipTable(Split("train", Path("/"), read))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 300 * len(table)  # 2M clips under 600 MB
+    assert table[29_999] == Clip("id000029999", "part2/id000029999.wav", (29_999 % 527, 526))
