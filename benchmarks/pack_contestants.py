@@ -73,7 +73,8 @@ def ours(paths: list[Path], out: Path) -> Callable[[], int]:
     """Pack one shard of the clips."""
     out.mkdir()
     table = ClipTable(as_split(out.name, paths))
-    task = ShardTask(0, out, 0, paths[0].parent, table.encoded(range(len(table))), PackConfig())
+    rows = table.encoded(range(len(table)))
+    task = ShardTask(0, out, 0, paths[0].parent, rows, PackConfig(), again=True)
     return lambda: pack_shard(task).rows
 
 
