@@ -49,7 +49,7 @@ def verify(arguments: list[str]) -> None:
         return
     if not command.repair:
         count = sum(len(report.faults) for report in reports)
-        print(f"{count} faults. Run again with --repair to pack the broken shards anew.")
+        print(f"{_count(count)}. Run again with --repair to pack the broken shards anew.")
         raise SystemExit(1)
     _repair([report for report in reports if report.faults])
     print("verifying again")
@@ -81,7 +81,7 @@ def _verify_and_say(folder: Path, workers: int) -> SplitReport:
     if not report.faults and report.shards is not None:
         print(f"{folder}: {len(report.shards):,} clips, {size}: every byte is as it was packed")
     else:
-        print(f"{folder}: {size}, {len(report.faults)} faults")
+        print(f"{folder}: {size}, {_count(len(report.faults))}")
     for fault in report.faults[:LISTED]:
         print(f"  {folder.name}/{fault}")
     if len(report.faults) > LISTED:
@@ -89,6 +89,10 @@ def _verify_and_say(folder: Path, workers: int) -> SplitReport:
     for path in sorted(folder.glob("*.tmp")):
         print(f"  note: {path.name} is left over from a killed pack and may be deleted")
     return report
+
+
+def _count(faults: int) -> str:
+    return f"{faults} fault{'s' if faults != 1 else ''}"
 
 
 def _check_logs(folder: Path) -> list[Fault]:
