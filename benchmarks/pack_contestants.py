@@ -9,6 +9,7 @@ import soundfile
 import torch
 import torchaudio
 
+from benchmarks.stream_upstream import compute_psla_fbank
 from psla_fast.classes import Classes
 from psla_fast.clip import Clip
 from psla_fast.pack import PackConfig, WorkConfig, pack_splits
@@ -53,17 +54,8 @@ def upstream(paths: list[Path], keep_kernel: bool) -> Callable[[], int]:
     def run() -> int:
         for path in paths:
             samples, _ = soundfile.read(path, dtype="float32")
-            waveform = resample(torch.from_numpy(samples)[None])
-            torchaudio.compliance.kaldi.fbank(
-                waveform - waveform.mean(),
-                htk_compat=True,
-                sample_frequency=16000,
-                use_energy=False,
-                window_type="hanning",
-                num_mel_bins=128,
-                dither=0.0,
-                frame_shift=10,
-            )
+            waveform = resample(torch.from_numpy(samples))
+            compute_psla_fbank(waveform - waveform.mean())
         return len(paths)
 
     return run

@@ -16,6 +16,22 @@ from psla_fast.fbank import PSLA_MEAN, PSLA_STD
 NUM_WORKERS = 2
 
 
+def compute_psla_fbank(waveform: Tensor) -> Tensor:
+    """Compute the fbank (T, 128) of a 16 kHz waveform (S,) by PSLA's own call."""
+    from torchaudio.compliance.kaldi import fbank
+
+    return fbank(
+        waveform[None],
+        htk_compat=True,
+        sample_frequency=16000,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=128,
+        dither=0.0,
+        frame_shift=10,
+    )
+
+
 class WaveformDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Upstream's way: decode, mix, compute the fbank, mask and normalise, clip by clip in loader workers."""
 
@@ -36,8 +52,6 @@ class WaveformDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Give a normalised fbank (T, F) and its target (C,)."""
-        from torchaudio.compliance.kaldi import fbank
-
         waveform, target = self._read(index % len(self._wavs))
         if random.random() < 0.5:
             partner, partner_target = self._read(random.randrange(len(self._wavs)))
@@ -45,16 +59,7 @@ class WaveformDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             waveform = lam * waveform + (1 - lam) * partner
             waveform = waveform - waveform.mean()
             target = lam * target + (1 - lam) * partner_target
-        x = fbank(
-            waveform[None],
-            htk_compat=True,
-            sample_frequency=16000,
-            use_energy=False,
-            window_type="hanning",
-            num_mel_bins=128,
-            dither=0.0,
-            frame_shift=10,
-        )
+        x = compute_psla_fbank(waveform)
         x = torch.nn.functional.pad(x, (0, 0, 0, self._num_frames - len(x))).T[None]
         for mask in self._masks:
             x = mask(x)

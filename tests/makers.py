@@ -118,3 +118,9 @@ def write_mp3_hdf5(
             rows[row] = np.frombuffer(content, dtype=np.uint8)
         file.create_dataset("target", data=np.packbits(targets, axis=-1))
     return path
+
+
+def read_tree(folder: Path) -> dict[str, bytes]:
+    """Every file of a packed set but the logs, which say when and where."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".log")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}

@@ -18,17 +18,11 @@ from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.shards import open_shards
 from psla_fast.shards.verify import verify_split
 from psla_fast.sources import read_audioset, read_fsd50k
-from tests.makers import CLASSES, write_audio, write_segments
+from tests.makers import CLASSES, read_tree, write_audio, write_segments
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_SHARDS = PackConfig(shard_mb=0.04)  # of a clip or two
 ONE, TWO = WorkConfig(workers=1), WorkConfig(workers=2)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file but the logs, which say when and where."""
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".log")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +82,7 @@ def test_after_20_kills_and_more_the_bytes_are_those_of_an_uninterrupted_pack(
         kill(num_shards, rng.uniform(0.0, 0.04))
     pack_splits(*read_fsd50k(synthetic_fsd50k), out, SMALL_SHARDS, ONE)
     assert all(path.stat().st_mtime_ns == before for path, before in seen.items())
-    assert tree(out) == tree(whole)
+    assert read_tree(out) == read_tree(whole)
 
 
 def test_workers_that_outlive_a_killed_pack_do_no_harm(synthetic_fsd50k: Path, whole: Path, tmp_path: Path):
@@ -101,7 +95,7 @@ def test_workers_that_outlive_a_killed_pack_do_no_harm(synthetic_fsd50k: Path, w
             process.kill()
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert tree(tmp_path / "out") == tree(whole)
+    assert read_tree(tmp_path / "out") == read_tree(whole)
 
 
 def test_a_killed_worker_loses_nothing(synthetic_fsd50k: Path, whole: Path, tmp_path: Path):
@@ -112,7 +106,7 @@ def test_a_killed_worker_loses_nothing(synthetic_fsd50k: Path, whole: Path, tmp_
         os.kill(workers[0], signal.SIGKILL)
         output = process.communicate(timeout=180)[0]
     assert process.returncode == 0, output
-    assert tree(tmp_path / "out") == tree(whole)
+    assert read_tree(tmp_path / "out") == read_tree(whole)
 
 
 def test_a_dask_cluster_packs_the_same_bytes_and_outlives_a_killed_worker(
@@ -132,7 +126,7 @@ def test_a_dask_cluster_packs_the_same_bytes_and_outlives_a_killed_worker(
         pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "out", SMALL_SHARDS, work)
         killer.join()
     assert len(killed) == 1
-    assert tree(tmp_path / "out") == tree(whole)
+    assert read_tree(tmp_path / "out") == read_tree(whole)
 
 
 def packing_processes(parent: int, out: Path) -> list[int]:
@@ -262,7 +256,7 @@ def test_a_source_that_vanishes_stops_the_pack_and_keeps_what_is_finished(
         pack_splits(classes, train, tmp_path / "out", SMALL_SHARDS, ONE)
     (root / "elsewhere").rename(audio)
     pack_splits(*read_fsd50k(root), tmp_path / "out", SMALL_SHARDS, ONE)
-    assert tree(tmp_path / "out") == tree(whole)
+    assert read_tree(tmp_path / "out") == read_tree(whole)
 
 
 def test_parts_merged_are_the_whole(synthetic_fsd50k: Path, whole: Path, tmp_path: Path):
@@ -278,7 +272,7 @@ def test_parts_merged_are_the_whole(synthetic_fsd50k: Path, whole: Path, tmp_pat
         open_shards(out / "train")
     pack_splits(*read_fsd50k(synthetic_fsd50k), out, SMALL_SHARDS, replace(ONE, part="3/3"))
     merge_parts(out, FinishConfig())
-    assert tree(out) == tree(whole)
+    assert read_tree(out) == read_tree(whole)
     for name in ("train", "val", "eval"):
         assert verify_split(out / name, 1).faults == []
 

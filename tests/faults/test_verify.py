@@ -11,13 +11,9 @@ import soundfile
 from psla_fast.cli import main
 from psla_fast.pack.log import read_log
 from psla_fast.shards import open_shards
+from tests.makers import read_tree
 
 FLIPS_A_FILE = 6
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".log")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +136,7 @@ def test_swapped_shards_are_found(copy: Path):
 
 
 def test_repair_packs_only_the_broken_shards_and_the_set_is_whole_again(shards: Path, copy: Path):
-    before = tree(shards)
+    before = read_tree(shards)
     damages: list[tuple[str, Callable[[Path, Path], None]]] = [
         ("train/00001.tar", truncate),
         ("train/index.h5", cut_last_byte),
@@ -156,7 +152,7 @@ def test_repair_packs_only_the_broken_shards_and_the_set_is_whole_again(shards: 
     kept = (copy / "train/00000.tar").stat().st_mtime_ns
     status, output = verify(copy, "--repair")
     assert status == 0, output
-    assert tree(copy) == before
+    assert read_tree(copy) == before
     assert (copy / "train/00000.tar").stat().st_mtime_ns == kept
     assert verify(copy)[0] == 0
 
@@ -168,17 +164,17 @@ def test_a_broken_index_is_repaired_without_the_source(shards: Path, copy: Path)
     (copy / "train/rejected.jsonl").write_bytes(b"nothing")
     status, output = verify(copy / "train", "--repair")
     assert status == 0, output
-    assert tree(copy) == tree(shards)
+    assert read_tree(copy) == read_tree(shards)
 
 
 def test_without_its_source_nothing_is_touched_and_one_line_says_what_to_do(copy: Path):
     (copy / "train/pack.log").unlink()
     truncate(copy / "train/00001.tar", copy)
-    before = tree(copy)
+    before = read_tree(copy)
     status, output = verify(copy, "--repair")
     assert status == 2
     assert "pack.log doesn't say what it was packed from. Delete the .json" in output
-    assert tree(copy) == before
+    assert read_tree(copy) == before
 
 
 def test_the_same_sound_and_the_same_key_are_reported(synthetic_fsd50k: Path, tmp_path: Path):
@@ -215,7 +211,7 @@ def test_the_log_tells_who_packed_what_and_a_torn_line_is_dropped(shards: Path, 
 def test_a_repair_that_fails_leaves_everything_as_it_was(shards: Path, copy: Path):
     source = shards.parent / "data"
     (copy / "train/00001.tar").write_bytes((copy / "train/00001.tar").read_bytes() + b"x")
-    before = tree(copy)
+    before = read_tree(copy)
     source.rename(shards.parent / "away")
     try:
         status, output = verify(copy, "--repair")
@@ -223,7 +219,7 @@ def test_a_repair_that_fails_leaves_everything_as_it_was(shards: Path, copy: Pat
         (shards.parent / "away").rename(source)
     assert status == 2
     assert "vocabulary.csv not found" in output
-    assert tree(copy) == before
+    assert read_tree(copy) == before
 
 
 def test_sums_rewritten_over_changed_statistics_or_a_removed_shard_are_found(copy: Path):

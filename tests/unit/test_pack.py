@@ -17,6 +17,7 @@ from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.pack.table import ClipTable
 from psla_fast.shards import open_shards
 from psla_fast.sources import Split, read_fsd50k
+from tests.makers import read_tree
 
 LENIENT = PackConfig(max_rejected_fraction=0.2)
 ONE = WorkConfig(workers=1)
@@ -24,12 +25,6 @@ ONE = WorkConfig(workers=1)
 
 def copy_of(root: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(root, tmp_path / "data"))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file but the logs, which say when and where."""
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".log")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def rejected(folder: Path) -> list[dict[str, str]]:
@@ -69,7 +64,7 @@ def test_mean_and_std_are_those_of_all_stored_values(packed: Path):
 
 def test_the_number_of_workers_does_not_change_a_byte(synthetic_fsd50k: Path, packed: Path, tmp_path: Path):
     pack_splits(*read_fsd50k(synthetic_fsd50k), tmp_path / "two", PackConfig(), WorkConfig(workers=2))
-    assert tree(tmp_path / "two") == tree(packed)
+    assert read_tree(tmp_path / "two") == read_tree(packed)
 
 
 def test_a_resumed_pack_redoes_only_what_is_missing(synthetic_fsd50k: Path, packed: Path, tmp_path: Path):
@@ -81,7 +76,7 @@ def test_a_resumed_pack_redoes_only_what_is_missing(synthetic_fsd50k: Path, pack
     kept = (out / "train/00000.tar").stat().st_mtime_ns
     pack_splits(*read_fsd50k(synthetic_fsd50k), out, PackConfig(), ONE)
     (out / "train/00003.tar.tmp").unlink(missing_ok=True)
-    assert tree(out) == tree(packed)
+    assert read_tree(out) == read_tree(packed)
     assert (out / "train/00000.tar").stat().st_mtime_ns == kept
 
 
@@ -92,10 +87,10 @@ def test_a_resumed_pack_redoes_only_what_is_missing(synthetic_fsd50k: Path, pack
 def test_other_settings_for_a_packed_folder_are_refused(
     synthetic_fsd50k: Path, packed: Path, change: dict[str, object], message: str
 ):
-    before = tree(packed)
+    before = read_tree(packed)
     with pytest.raises(ValueError, match=message):
         pack_splits(*read_fsd50k(synthetic_fsd50k), packed, replace(PackConfig(), **change), ONE)
-    assert tree(packed) == before
+    assert read_tree(packed) == before
 
 
 def test_another_list_of_clips_for_a_packed_folder_is_refused(synthetic_fsd50k: Path, packed: Path):
@@ -140,7 +135,7 @@ def test_mended_recordings_are_packed_when_the_rejected_are_tried_again(
         pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}
     pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), replace(ONE, retry_rejected=True))
-    assert tree(tmp_path / "out") == tree(packed)
+    assert read_tree(tmp_path / "out") == read_tree(packed)
     redone = [path for path, time in kept.items() if path.stat().st_mtime_ns != time]
     assert len(redone) == 1
 
@@ -148,14 +143,14 @@ def test_mended_recordings_are_packed_when_the_rejected_are_tried_again(
 def test_exchanged_recordings_are_refused_by_name(synthetic_fsd50k: Path, tmp_path: Path):
     root = copy_of(synthetic_fsd50k, tmp_path)
     pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)
-    before = tree(tmp_path / "out")
+    before = read_tree(tmp_path / "out")
     other = sorted((root / "FSD50K.dev_audio").iterdir())[0]
     soundfile.write(other, np.random.default_rng(0).uniform(-0.5, 0.5, 4410), 44100)
     with pytest.raises(
         ValueError, match=rf"packed from other recordings: \S+{other.name} had \d+ bytes, has 8864"
     ):
         pack_splits(*read_fsd50k(root), tmp_path / "out", PackConfig(), ONE)
-    assert tree(tmp_path / "out") == before
+    assert read_tree(tmp_path / "out") == before
 
 
 def test_a_relabelled_clip_is_refused_by_name(synthetic_fsd50k: Path, packed: Path):
