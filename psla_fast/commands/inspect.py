@@ -9,7 +9,7 @@ import tyro
 
 from psla_fast.recipe import parse_flags
 from psla_fast.shards import Shards, open_shards
-from psla_fast.shards.spec import make_key
+from psla_fast.shards.spec import find_splits, make_key
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,8 @@ def inspect(arguments: list[str]) -> None:
     command = parse_flags(InspectCommand, arguments, "psla-fast pack inspect")
     if command.out is not None and (command.out.is_dir() or not command.out.absolute().parent.is_dir()):
         raise ValueError(f"--out {command.out} can't be written: give a file in a folder that is there.")
-    folders = [command.shards]
-    for pattern in ("index.h5", "*/index.h5", "*/*/index.h5"):
-        if inside := sorted(path.parent for path in command.shards.glob(pattern)):
-            folders = inside
-            break
     found = False
-    for folder in folders:
+    for folder in find_splits(command.shards, ["index.h5"]) or [command.shards]:
         with open_shards(folder) as shards:
             if not command.key:
                 _print_split(shards)

@@ -17,11 +17,12 @@ from psla_fast.pack import FinishConfig, merge_parts
 from psla_fast.pack.log import read_log
 from psla_fast.pack.plan import read_plan
 from psla_fast.recipe import parse_flags
-from psla_fast.shards.spec import shard_name
+from psla_fast.shards.spec import find_splits, shard_name
 from psla_fast.shards.sums import SUMS_NAME, hash_file
 from psla_fast.shards.verify import Fault, SplitReport, find_same_sounds, verify_split
 
 LISTED = 20  # faults and notes printed of each kind
+MARKS = ("index.h5", "pack.json", SUMS_NAME, "00000.tar")  # a damaged split has lost some of them
 DERIVED = ("index.h5", "rejected.jsonl", SUMS_NAME)  # made from the shards' statistics
 
 
@@ -42,7 +43,11 @@ def verify(arguments: list[str]) -> None:
     command = parse_flags(VerifyCommand, arguments, "psla-fast verify")
     if command.workers < 1:
         raise ValueError(f"--workers is {command.workers}; give 1 or more.")
-    folders = _find_splits(Path(os.path.abspath(command.shards)))
+    folders = find_splits(Path(os.path.abspath(command.shards)), MARKS)
+    if not folders:
+        raise ValueError(
+            f"no packed split in {command.shards}. Pass a split's folder, or the one that holds them."
+        )
     reports = [_verify_and_say(folder, command.workers) for folder in folders]
     if not any(report.faults for report in reports):
         _say_duplicates(reports)
@@ -57,21 +62,6 @@ def verify(arguments: list[str]) -> None:
     if any(report.faults for report in reports):
         raise SystemExit(1)
     _say_duplicates(reports)
-
-
-def _find_splits(shards: Path) -> list[Path]:
-    """Give the splits' folders under SHARDS, those included that lost their index."""
-    if _is_split(shards):
-        return [shards]
-    for pattern in ("*", "*/*"):
-        folders = [folder for folder in sorted(shards.glob(pattern)) if _is_split(folder)]
-        if folders:
-            return folders
-    raise ValueError(f"no packed split in {shards}. Pass a split's folder, or the one that holds them.")
-
-
-def _is_split(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("index.h5", "pack.json", SUMS_NAME, "00000.tar"))
 
 
 def _verify_and_say(folder: Path, workers: int) -> SplitReport:

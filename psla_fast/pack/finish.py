@@ -14,7 +14,7 @@ from psla_fast.pack.log import PackLog, lock_split
 from psla_fast.pack.plan import Plan, read_plan
 from psla_fast.pack.summary import SplitSummary
 from psla_fast.shards.index import write_index
-from psla_fast.shards.spec import Storage, shard_name
+from psla_fast.shards.spec import Storage, find_splits, shard_name
 from psla_fast.shards.sums import PLOTS, SUMS_NAME, hash_file, write_sums
 from psla_fast.shards.writer import ShardStatistics, read_statistics
 
@@ -34,8 +34,7 @@ def merge_parts(out: Path, config: FinishConfig) -> tuple[Classes, list[SplitSum
 
     Raises ValueError that says which shards are missing.
     """
-    folders = [out] if (out / "pack.json").is_file() else sorted(p.parent for p in out.glob("*/pack.json"))
-    folders += sorted(p.parent for p in out.glob("*/*/pack.json")) if not folders else []
+    folders = find_splits(out, ["pack.json"])
     if not folders:
         raise ValueError(f"no pack.json in {out}. Pass the folder that the parts were packed to.")
     plans = {folder: read_plan(folder) for folder in folders}

@@ -9,7 +9,9 @@ above.
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -70,6 +72,15 @@ def make_key(name: str) -> str:
     if key == name and 0 < len(key) <= 80:
         return key
     return f"{key[:67]}-{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:12]}"
+
+
+def find_splits(folder: Path, marks: Sequence[str]) -> list[Path]:
+    """Give FOLDER where it holds one of the files `marks`, else the folders one or two below that do."""
+    for pattern in ("", "*/", "*/*/"):
+        found = {path.parent for mark in marks for path in folder.glob(pattern + mark) if path.is_file()}
+        if found:
+            return sorted(found)
+    return []
 
 
 def shard_name(number: int) -> str:

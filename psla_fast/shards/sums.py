@@ -51,10 +51,20 @@ def read_sums(folder: Path) -> dict[str, str]:
     path = folder / SUMS_NAME
     if not path.is_file():
         raise ValueError(f"{path} is not there: the split isn't packed to its end. Pack (or merge) again.")
-    sums: dict[str, str] = {}
-    for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), start=1):
-        match = re.fullmatch(r"([0-9a-f]{64})  (\S+)", line)
-        if match is None:
-            raise ValueError(f"{path}, line {number} is damaged. Run verify_shards.py --repair.")
-        sums[match[2]] = match[1]
+    sums, damaged = parse_sums(path.read_bytes())
+    if damaged:
+        raise ValueError(f"{path}, line {damaged[0]} is damaged. Run verify_shards.py --repair.")
     return sums
+
+
+def parse_sums(content: bytes) -> tuple[dict[str, str], list[int]]:
+    """Read the text of a SHA256SUMS as name -> sum, and the numbers of its damaged lines."""
+    sums: dict[str, str] = {}
+    damaged = []
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), start=1):
+        match = re.fullmatch(r"([0-9a-f]{64})  ((?:\.\./)?[\w.-]+)", line)
+        if match is None:
+            damaged.append(number)
+        else:
+            sums[match[2]] = match[1]
+    return sums, damaged

@@ -18,7 +18,7 @@ from psla_fast.classes import read_classes
 from psla_fast.shards.index import build_index
 from psla_fast.shards.reader import Shards, open_shards
 from psla_fast.shards.spec import TAR_BLOCK, Storage, shard_name
-from psla_fast.shards.sums import SUMS_NAME, format_sums, hash_file, list_files
+from psla_fast.shards.sums import SUMS_NAME, format_sums, hash_file, list_files, parse_sums
 from psla_fast.shards.writer import Member, ShardStatistics, read_statistics
 
 
@@ -87,14 +87,8 @@ def _read_sums(folder: Path) -> tuple[dict[str, str], list[Fault]]:
     path = folder / SUMS_NAME
     if not path.is_file():
         return {}, [Fault(SUMS_NAME, "is not there: the split isn't packed to its end, or lost it")]
-    sums, faults = {}, []
-    for number, line in enumerate(path.read_bytes().decode(errors="replace").split("\n")[:-1], start=1):
-        match = re.fullmatch(r"([0-9a-f]{64})  ((?:\.\./)?[\w.-]+)", line)
-        if match is None:
-            faults.append(Fault(SUMS_NAME, f"line {number} is damaged"))
-        else:
-            sums[match[2]] = match[1]
-    return sums, faults
+    sums, damaged = parse_sums(path.read_bytes())
+    return sums, [Fault(SUMS_NAME, f"line {number} is damaged") for number in damaged]
 
 
 def _shard_of(name: str) -> re.Match[str] | None:
