@@ -20,7 +20,7 @@ from synthetic import CLIP_FRAMES_10_S, make_shards, make_wavs
 from psla_fast.errors import exit_on_user_error
 from psla_fast.recipe import parse_flags
 from psla_fast.sampling import SamplingConfig
-from psla_fast.stream import DrawPlan, StreamConfig
+from psla_fast.stream import DrawPlan, PlanConfig, StreamConfig
 
 RATIOS = {  # name: what is divided by what
     "indexed/upstream": ("indexed + partners", "upstream + partners"),
@@ -79,7 +79,8 @@ def measure(config: StreamBenchmark, folder: Path) -> tuple[dict[str, list[float
         size = (config.batch_size, config.clip_frames)
         plans = {}
         for suffix, mixup_rate in (("", 0.0), (" + partners", SamplingConfig().mixup_rate)):
-            plan = DrawPlan(shards, SamplingConfig(mixup_rate=mixup_rate), 0, config.batch_size)
+            draws = PlanConfig(SamplingConfig(mixup_rate=mixup_rate), config.stream, 0, *size)
+            plan = DrawPlan(shards, draws)
             plans[suffix] = [batch for epoch in range(config.epochs) for batch in plan.batches(epoch)]
         contestants = {"upstream + partners": upstream(wavs, config.upstream_clips, *size)}
         for suffix, batches in plans.items():

@@ -26,7 +26,7 @@ def indexed(
     """Ours."""
     partners = any((plan.partner_ids >= 0).any() for plan in plans)
     shape = BatchShape(batch_size, num_frames, partners)
-    stream = open_stream(shards, config, shape, torch.device("cpu"))
+    stream = open_stream(shards, config, [shape], torch.device("cpu"))
     return lambda: sum(len(batch.clip_ids) for batch in stream.batches(iter(plans)))
 
 

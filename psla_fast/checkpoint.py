@@ -72,7 +72,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     card = Card(
         ModelConfig(**content["model_config"]),
         Classes(tuple(content["classes"]["mids"]), tuple(content["classes"]["names"])),
-        InputSpec(**content["input"]),
+        InputSpec(**{**content["input"], "buckets": tuple(content["input"].get("buckets", ()))}),
         FbankConfig(**content["fbank"]),
     )
     return Checkpoint(card, content["model"], content["epoch"], content["extra"])

@@ -18,7 +18,7 @@ from psla_fast.metrics import Metrics, compute_metrics
 from psla_fast.models import use_channels_last
 from psla_fast.scores import write_scores
 from psla_fast.shards import Shards, open_shards
-from psla_fast.stream import BatchShape, SequentialPlan, StreamConfig, open_stream
+from psla_fast.stream import SequentialPlan, StreamConfig, open_stream
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
@@ -53,22 +53,25 @@ def score_shards(
     if batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}; give 1 or more.")
     model.eval()
-    plan = SequentialPlan(len(shards), batch_size, world.rank, world.size)
-    shape = BatchShape(batch_size, spec.clip_frames, partners=False)
+    plan = SequentialPlan(
+        shards.index.num_frames, batch_size, spec.buckets or (spec.clip_frames,), world.rank, world.size
+    )
     storage, context = shards.storage, autocast(resolve_precision(precision, world.device), world.device)
-    stream = open_stream(shards, StreamConfig(read_ahead=2), shape, world.device)
-    parts = []
+    stream = open_stream(shards, StreamConfig(read_ahead=2), plan.shapes, world.device)
+    masks_padding = getattr(model, "mask_padding", False)
+    local = torch.empty(len(plan.clip_ids), len(shards.classes), device=world.device)
     try:
         hidden = None if world.is_first else True  # None: shown where there is a terminal
         bar = tqdm(stream.batches(plan.batches()), f"score {shards.folder.name}", leave=False, disable=hidden)
         for batch in bar:
             with torch.inference_mode(), context:
                 fbank = dequantise(batch.fbank, batch.num_frames, storage.scale, storage.offset)
-                scores = model(pad_and_normalise(fbank, batch.num_frames, spec))
-            parts.append(scores[: len(batch.clip_ids)].float())
+                lengths = (batch.num_frames,) if masks_padding else ()
+                scores = model(pad_and_normalise(fbank, batch.num_frames, spec), *lengths)
+            rows = torch.from_numpy(batch.clip_ids // world.size)  # rank r has clips r, r + size, …
+            local[rows.to(world.device)] = scores[: len(rows)].float()
     finally:
         stream.close()
-    local = torch.cat(parts) if parts else torch.empty(0, len(shards.classes), device=world.device)
     return gather_rows(local, len(shards), world).cpu()
 
 

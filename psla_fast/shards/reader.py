@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from psla_fast.classes import Classes, read_classes
 from psla_fast.fbank import FbankConfig
-from psla_fast.shards.spec import FORMAT_VERSION, Storage, shard_name
+from psla_fast.shards.spec import FORMAT_VERSION, TAR_BLOCK, Storage, shard_name
 from psla_fast.shards.sums import hash_file, read_sums
 
 ATTRIBUTES = {"fbank", "dtype", "scale", "offset", "mean", "std", "classes", "fingerprint"}
@@ -54,6 +54,7 @@ class Shards:
         self.storage = Storage(attributes["dtype"], float(attributes["scale"]), float(attributes["offset"]))
         self.mean, self.std = float(attributes["mean"]), float(attributes["std"])
         self.fingerprint = str(attributes["fingerprint"])
+        self.frame_bytes = self.fbank_config.num_mels * self.storage.numpy.itemsize
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -123,23 +124,44 @@ class Shards:
     def read_into(self, clip_id: int, target: memoryview, check_crc: bool) -> None:
         """Read a clip's first stored bytes, as many as `target` holds, straight into it.
 
-        The checksum can be checked only where `target` takes the whole clip. Raises ShardError naming shard,
-        key and offset for a short read or a wrong checksum.
+        The tar header before them is read and compared, too; the checksum only where `target` takes the whole
+        clip. Raises ShardError naming shard, key and offset for a short read, another member or a wrong
+        checksum.
         """
         shard, offset = int(self.index.shard[clip_id]), int(self.index.offset[clip_id])
+        header, wanted = bytearray(TAR_BLOCK), TAR_BLOCK + len(target)
         try:
-            num_read = os.preadv(self.descriptor(shard), [target], offset)
-            while 0 < num_read < len(target):  # a signal or a network file system may cut a read
-                more = os.preadv(self.descriptor(shard), [target[num_read:]], offset + num_read)
+            file = self.descriptor(shard)
+        except ShardError as error:
+            key = self.index.key[clip_id].decode()
+            raise ShardError(f"{error} (asked for key {key}, offset {offset})") from error
+        try:
+            num_read = os.preadv(file, [header, target], offset - TAR_BLOCK)
+            while TAR_BLOCK <= num_read < wanted:  # a signal or a network file system may cut a read
+                more = os.preadv(file, [target[num_read - TAR_BLOCK :]], offset + num_read - TAR_BLOCK)
                 if more == 0:
                     break
                 num_read += more
         except OSError as error:
             raise ShardError(f"{self._where(clip_id)}: {error.strerror}. Check the disk.") from error
-        if num_read != len(target):
-            got = f"{num_read} of {len(target)} bytes"
+        if num_read != wanted:
+            got = f"{max(0, num_read - TAR_BLOCK)} of {len(target)} bytes"
             raise ShardError(f"{self._where(clip_id)}: read {got}. The shard was cut: pack it again.")
-        if check_crc and zlib.crc32(target) != self.index.crc32[clip_id]:
+        self.check_clip(clip_id, header, target, check_crc)
+
+    def check_clip(
+        self, clip_id: int, header: bytes | bytearray, stored: memoryview, check_crc: bool
+    ) -> None:
+        """Raise ShardError where a member's tar header or, by choice, its whole content isn't the clip's."""
+        name = self.index.key[clip_id] + b".fbank\0"
+        if not header.startswith(name):
+            found = bytes(header[:100]).split(b"\0")[0].decode(errors="replace")
+            raise ShardError(
+                f"{self._where(clip_id)}: the tar has {found[:80]!r} there, it isn't the one that was "
+                "indexed: pack it again."
+            )
+        whole = len(stored) == int(self.index.num_frames[clip_id]) * self.frame_bytes
+        if check_crc and whole and zlib.crc32(stored) != self.index.crc32[clip_id]:
             raise ShardError(f"{self._where(clip_id)}: crc32 differs. The shard was changed: pack it again.")
 
     def descriptor(self, shard: int) -> int:

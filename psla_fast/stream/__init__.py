@@ -1,23 +1,27 @@
 """Streams: the draws of an epoch -> batches of stored fbanks, in draw order, on the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
 
 from psla_fast.shards import Shards
 from psla_fast.stream.batch import Batch, BatchShape, StreamConfig
-from psla_fast.stream.indexed import IndexedStream
-from psla_fast.stream.plan import BatchPlan, DrawPlan, SequentialPlan
+from psla_fast.stream.indexed import IndexedSource
+from psla_fast.stream.plan import BatchPlan, DrawPlan, PlanConfig, SequentialPlan, explain_difference
+from psla_fast.stream.resident import DeviceStream, HostSource
+from psla_fast.stream.slabs import SlabStream
 
 __all__ = [
     "Batch",
     "BatchPlan",
     "BatchShape",
     "DrawPlan",
+    "PlanConfig",
     "SequentialPlan",
     "Stream",
     "StreamConfig",
+    "explain_difference",
     "open_stream",
 ]
 
@@ -32,9 +36,12 @@ class Stream(Protocol):
         """Release threads and memory; open files belong to the shards."""
 
 
-EXECUTORS = {"indexed": IndexedStream}
-
-
-def open_stream(shards: Shards, config: StreamConfig, shape: BatchShape, device: torch.device) -> Stream:
-    """Open the executor that `config.kind` names, for batches of one shape."""
-    return EXECUTORS[config.kind](shards, config, shape, device)
+def open_stream(
+    shards: Shards, config: StreamConfig, shapes: Sequence[BatchShape], device: torch.device
+) -> Stream:
+    """Open the executor that `config.kind` names, for batches of these shapes."""
+    if config.kind == "resident":
+        if config.place == "device" and device.type == "cuda":
+            return DeviceStream(shards, config, device)
+        return SlabStream(shards, config, shapes, device, HostSource(shards, config))
+    return SlabStream(shards, config, shapes, device, IndexedSource(shards, config.check_crc))

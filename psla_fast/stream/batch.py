@@ -1,4 +1,4 @@
-"""Batch: what a stream yields; StreamConfig: how it reads."""
+"""Batch: what a stream yields; StreamConfig: which executor, and how it reads."""
 
 # B clips of a batch, R rows (the clips, then room for as many partners), T frames, F mels, C classes
 
@@ -9,32 +9,70 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+Kind = Literal["indexed", "resident", "dali", "webdataset"]
+
 
 @dataclass(frozen=True)
 class StreamConfig:
     """How shards are read while training."""
 
-    kind: Literal["indexed"] = "indexed"
-    """Executor of the draws; indexed: threads pread members straight into batch slabs."""
+    kind: Kind = "indexed"
+    """Executor of the draws. indexed: threads pread members straight into batch slabs, for local disks.
+    resident: the split is loaded once into memory. dali: NVIDIA's reader. webdataset: sequential shards, for
+    http(s)://, s3:// and slow disks."""
     num_threads: int = 4
-    """Reading threads of a rank."""
+    """Reading threads of a rank (dali: readers; webdataset: requests at a time)."""
     read_ahead: int = 4
     """Batches read ahead."""
     check_crc: bool = False
-    """Check each clip's crc32 where the whole clip is read."""
+    """Check each clip's crc32 where the whole clip is read (webdataset checks remote clips always)."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """What a clip that can't be read does while training: stop the run, or be counted and replaced by another
+    draw of the epoch. indexed and webdataset only."""
+    buckets: tuple[int, ...] = ()
+    """Lengths in frames, ascending, the last one input.clip_frames: batches of near-equal lengths, padded to
+    the smallest that holds their clips. None: every batch has input.clip_frames."""
+    bucket_by: Literal["frames", "clips"] = "frames"
+    """What batches of all buckets have in common. clips: optim.batch_size clips; frames: about as many frames
+    as optim.batch_size of the longest bucket, so short clips come in multiples of that."""
+    bucket_window: int = 64
+    """Batches are put together from the draws of so many times optim.batch_size."""
+    place: Literal["device", "host", "shared"] = "device"
+    """Where resident keeps the split: on each rank's device, in each rank's host memory, or once a machine in
+    host memory that its ranks share."""
+    cache: str = ""
+    """Folder in which webdataset keeps whole shards, checked, for the next epoch. None: nothing is kept."""
+    lanes: int = 8
+    """webdataset: parts of an epoch read side by side; a global batch has clips of each. Best a multiple of
+    the number of ranks."""
+    shuffle_clips: int = 500
+    """webdataset: a lane's draws move by at most so many places from the shards' own order."""
+    dali_buffer_mb: int = 2048
+    """dali: memory for the batches that are put back into draw order at a time."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        if self.num_threads < 1 or self.read_ahead < 1:
-            raise ValueError(
-                f"stream.num_threads is {self.num_threads}, stream.read_ahead {self.read_ahead}; "
-                "give 1 or more."
-            )
+        for name in (
+            "num_threads",
+            "read_ahead",
+            "bucket_window",
+            "lanes",
+            "shuffle_clips",
+            "dali_buffer_mb",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"stream.{name} is {getattr(self, name)}; give 1 or more.")
+        if list(self.buckets) != sorted({*self.buckets}) or any(frames < 1 for frames in self.buckets):
+            raise ValueError(f"stream.buckets is {list(self.buckets)}; give ascending numbers of frames.")
+        if self.kind in ("resident", "dali") and self.on_error == "skip":
+            raise ValueError(f"stream.kind {self.kind} can't skip clips. Use --stream.kind indexed.")
+        if self.kind == "dali" and self.check_crc:
+            raise ValueError("stream.kind dali can't check crc32. Use --stream.kind indexed.")
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The fixed shape of a rank's batches: B clips of at most T frames, and room for partners or none."""
+    """The shape of a rank's batch: B clips of at most T frames, and room for as many partners or none."""
 
     batch_size: int
     num_frames: int
@@ -50,10 +88,10 @@ class BatchShape:
 class Batch:
     """B clips and their mixup partners as stored: rows 0…B-1 are the clips, the rows after them partners.
 
-    fbank (R, T, F) in the stored dtype, meaningful up to each row's num_frames (R,), whatever lies behind;
-    targets (R, C) multi-hot; partner_row (B,) is the row a clip is mixed with, its own where it isn't; lam
-    (B,) in [0, 1]; clip_ids (≤ B,): fewer than B only in the last batch of a sequential pass, whose spare
-    rows have 0 frames.
+    fbank (R, T, F) in the stored dtype, 0 from each row's num_frames (R,) on; targets (R, C) multi-hot;
+    partner_row (B,) is the row a clip is mixed with, its own where it isn't; lam (B,) in [0, 1]; clip_ids
+    (≤ B,): fewer than B only in the last batch of a sequential pass, whose spare rows have 0 frames; skipped:
+    what was wrong with the clips that other draws replace.
     """
 
     clip_ids: npt.NDArray[np.int64]
@@ -62,3 +100,4 @@ class Batch:
     targets: Tensor
     partner_row: Tensor
     lam: Tensor
+    skipped: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ from psla_fast.metrics import compute_metrics
 from psla_fast.models import build_model, use_channels_last
 from psla_fast.scores import add_epoch_scores
 from psla_fast.shards import Shards, open_shards
-from psla_fast.stream import Batch, BatchShape, DrawPlan, open_stream
+from psla_fast.stream import Batch, DrawPlan, PlanConfig, explain_difference, open_stream
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.optim import build_optimizer, compute_loss, compute_lr
 from psla_fast.train.progress import Progress
@@ -48,15 +48,18 @@ class Trainer:
             (PSLA_MEAN, PSLA_STD) if config.input.statistics == "psla" else (self.train.mean, self.train.std)
         )
         num_mels = self.train.fbank_config.num_mels
-        self.spec = InputSpec(config.input.clip_frames, num_mels, config.input.pad_value, *statistics)
-        self.card = Card(config.model, self.train.classes, self.spec, self.train.fbank_config)
-        self.plan = DrawPlan(
-            self.train, config.sampling, config.seed, config.optim.batch_size, world.rank, world.size
+        self.spec = InputSpec(
+            config.input.clip_frames, num_mels, config.input.pad_value, *statistics, config.stream.buckets
         )
-        self.rank_batch = config.optim.batch_size // world.size
+        self.card = Card(config.model, self.train.classes, self.spec, self.train.fbank_config)
+        draws = PlanConfig(
+            config.sampling, config.stream, config.seed, config.optim.batch_size, config.input.clip_frames
+        )
+        self.plan = DrawPlan(self.train, draws, world.rank, world.size)
         torch.manual_seed(config.seed)
         start = replace(config.model, pretrained="none") if self.folder.last.is_file() else config.model
         self.model = build_model(start, len(self.train.classes)).to(world.device)
+        self.masks_padding = getattr(self.model, "mask_padding", False)
         if config.channels_last:
             use_channels_last(self.model)
         self.optimizer = build_optimizer(config.optim, self.model)
@@ -79,35 +82,34 @@ class Trainer:
     def run(self) -> None:
         """Train the epochs that are left and write the results; raises Stopped on SIGTERM or SIGUSR1."""
         config = self.config
-        progress = Progress(
-            config.optim.epochs, self.plan.num_steps, config.optim.batch_size, self.world.is_first
-        )
+        progress = Progress(config.optim.epochs, self.world)
         self._say_start(progress)
         handler = partial(_note_signal, self)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, handler)
-        shape = BatchShape(self.rank_batch, self.spec.clip_frames, config.sampling.mixup_rate > 0)
-        stream = open_stream(self.train, config.stream, shape, self.world.device)
+        stream = open_stream(self.train, config.stream, self.plan.shapes, self.world.device)
         try:
             for epoch in range(self.state.epoch, config.optim.epochs + 1):
+                progress.start_epoch(self.plan.batch_sizes(epoch), self.state.step)
                 batches = stream.batches(self.plan.batches(epoch, self.state.step))
                 loss = self._train_epoch(epoch, progress, progress.timed(batches))
                 self._finish_epoch(epoch, loss, progress)
-                progress.restart()
         finally:
             stream.close()
         self._finish_run(progress)
 
     def _train_epoch(self, epoch: int, progress: Progress, batches: Iterator[Batch]) -> float:
         """Run the epoch's steps from `state.step` on; returns the mean loss over all its steps and ranks."""
-        config, state, num_steps = self.config, self.state, self.plan.num_steps
+        config, state, num_steps = self.config, self.state, self.plan.num_steps(epoch)
         self.ddp.train()
         loss_sum = torch.tensor(state.loss_sum, device=self.world.device, dtype=torch.float64)
         saved = time.monotonic()
         for step, batch in enumerate(batches, start=state.step):
-            lr = compute_lr(config.optim, epoch, (epoch - 1) * num_steps + step)
+            lr = compute_lr(config.optim, epoch, state.updates)
             loss = self._step(epoch, step, lr, batch)
             loss_sum += loss
+            state.updates += 1
+            self._note_skipped(progress, batch)
             logs = (step + 1) % config.log_every_steps == 0 or step + 1 == num_steps
             if logs:
                 self._log_step(progress, epoch, step, self._mean_over_ranks(loss), lr)
@@ -130,8 +132,9 @@ class Trainer:
         torch.manual_seed(
             int(np.random.SeedSequence([config.seed, epoch, step, world.rank, 2]).generate_state(1)[0])
         )
-        uniforms = draw_uniforms(config.seed, epoch, step, config.optim.batch_size)
-        mine = uniforms[world.rank * self.rank_batch :][: self.rank_batch].to(world.device, non_blocking=True)
+        share = len(batch.clip_ids)
+        uniforms = draw_uniforms(config.seed, epoch, step, share * world.size)
+        mine = uniforms[world.rank * share :][:share].to(world.device, non_blocking=True)
         storage = self.train.storage
         tensors = (batch.fbank, batch.num_frames, batch.targets, batch.partner_row, batch.lam)
         stored = StoredBatch(*tensors, storage.scale, storage.offset)
@@ -139,7 +142,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with autocast(self.precision, world.device):
-            scores = self.ddp(x)
+            scores = self.ddp(x, *((batch.num_frames[:share],) if self.masks_padding else ()))
         loss = compute_loss(scores, targets)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -152,6 +155,13 @@ class Trainer:
         row = progress.report(epoch, step + 1, loss, lr)
         if self.world.is_first:
             self.folder.log(row)
+
+    def _note_skipped(self, progress: Progress, batch: Batch) -> None:
+        """Count the clips of a batch that couldn't be read; say what was wrong with the first of an epoch."""
+        for text in batch.skipped:
+            if not self.state.skipped:
+                progress.say(f"skipped: {text}")
+            self.state.skipped += 1
 
     def _mean_over_ranks(self, value: Tensor) -> float:
         return float(sum_over_ranks(value.clone(), self.world)) / self.world.size
@@ -178,7 +188,7 @@ class Trainer:
                 compute_metrics(mean[n], t) for (n, _), (_, t) in zip(self.scored, scored, strict=True)
             ]
             val_loss = float(compute_loss(*scored[0]))
-            lr = compute_lr(self.config.optim, epoch, epoch * self.plan.num_steps - 1)
+            lr = compute_lr(self.config.optim, epoch, state.updates - 1)
             result = EpochResult(metrics[0], ensemble[0], train_loss, val_loss, lr)
             state.rows.append(result.row())
             weights = self.model.state_dict()
@@ -204,7 +214,12 @@ class Trainer:
                 f"{self.scored[0][0]} loss {val_loss:.4f}  {metrics[0]}{' (best)' if is_best else ''}  "
                 f"ensemble mAP {ensemble[0].mean_ap:.6f}"
             )
-        state.epoch, state.step, state.loss_sum = epoch + 1, 0, 0.0
+        skipped = int(sum_over_ranks(torch.tensor(state.skipped, device=self.world.device), self.world))
+        if skipped:
+            progress.say(f"epoch {epoch}: {skipped} clips couldn't be read, other draws stood in for them")
+            if self.world.is_first:
+                self.folder.log({"epoch": epoch, "skipped": skipped})
+        state.epoch, state.step, state.loss_sum, state.skipped = epoch + 1, 0, 0.0, 0
         if self.world.is_first:
             self._save_last()
 
@@ -228,7 +243,7 @@ class Trainer:
 
     def _score(self) -> list[tuple[Tensor, Tensor]]:
         """Scores and targets of each scored split."""
-        batch_size, precision = self.rank_batch, self.config.precision
+        batch_size, precision = self.config.optim.batch_size // self.world.size, self.config.precision
         return [
             (
                 score_shards(self.model, shards, self.spec, batch_size, precision, self.world),
@@ -253,7 +268,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "precision": self.precision,
-            "draws": self.plan.fingerprint,
+            "draws": self.plan.identity,
             "scored": {name: shards.fingerprint for name, shards in self.scored},
             "log_size": self.folder.log_size(),
         }
@@ -264,10 +279,10 @@ class Trainer:
         if not self.folder.last.is_file():
             return
         checkpoint = load_checkpoint(self.folder.last)
-        if checkpoint.extra["draws"] != self.plan.fingerprint:
+        if difference := explain_difference(checkpoint.extra["draws"], self.plan.identity):
             raise ValueError(
-                f"{self.folder.last} was trained on other draws: shards, sampling, seed or batch size "
-                "differ. Pass the same data and settings, or another --run."
+                f"{self.folder.last} was trained on other draws ({difference}). Pass the same data and "
+                "settings, or another --run."
             )
         scored = {name: shards.fingerprint for name, shards in self.scored}
         if checkpoint.extra["scored"] != scored:
@@ -288,15 +303,15 @@ class Trainer:
             self.folder.cut_log(checkpoint.extra["log_size"])
             self.folder.write_table("result.csv", self.state.rows)
         else:
-            self.state.loss_sum = 0.0
+            self.state.loss_sum, self.state.skipped = 0.0, 0
 
     def _say_start(self, progress: Progress) -> None:
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         config, state = self.config, self.state
         progress.say(
             f"{config.model.name}, {num_parameters:,} parameters, {len(self.train.classes)} classes; "
-            f"{len(self.train)} clips, {self.plan.num_steps} steps an epoch; {self.world.size} × "
-            f"{self.world.device.type}, {self.precision}, compile {config.compile}; run {config.run}"
+            f"{len(self.train)} clips, {self.plan.num_steps(state.epoch)} steps an epoch; "
+            f"{self.world.size} × {self.world.device.type}, {self.precision}, compile {config.compile}; run {config.run}"
         )
         if state.epoch > 1 or state.step:
             done = state.epoch > config.optim.epochs

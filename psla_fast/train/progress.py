@@ -5,27 +5,32 @@ import time
 from collections.abc import Iterator
 from typing import TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from psla_fast.distributed import World
+
 Item = TypeVar("Item")
 
 
 class Progress:
     """Measures the steps since the last report; prints on the first rank only."""
 
-    def __init__(self, num_epochs: int, num_steps: int, global_batch: int, prints: bool) -> None:
-        """Know the run's size, for the ETA."""
-        self._num_epochs, self._num_steps, self._global_batch, self._prints = (
-            num_epochs,
-            num_steps,
-            global_batch,
-            prints,
-        )
-        self._live = prints and sys.stdout.isatty()
-        self._seconds_per_step = 0.0
-        self.restart()
+    def __init__(self, num_epochs: int, world: World) -> None:
+        """Know the run's length, for the ETA."""
+        self._num_epochs, self._prints = num_epochs, world.is_first
+        self._live = self._prints and sys.stdout.isatty()
+        self._sizes = np.zeros(0, dtype=np.int64)
+        self._restart(0)
 
-    def restart(self) -> None:
+    def start_epoch(self, sizes: npt.NDArray[np.int64], step: int) -> None:
+        """Begin an epoch of global batches of these sizes (steps,) at a step, which counts from 0."""
+        self._sizes = sizes
+        self._restart(step)
+
+    def _restart(self, step: int) -> None:
         """Forget what was measured, for instance over an evaluation."""
-        self._since, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        self._since, self._waited, self._first_step = time.perf_counter(), 0.0, step
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
         """Pass items on and add up the time it took to get them."""
@@ -35,21 +40,21 @@ class Progress:
             self._waited += time.perf_counter() - start
             if item is None:
                 return
-            self._steps += 1
             yield item
 
     def report(self, epoch: int, step: int, loss: float, lr: float) -> dict[str, object]:
         """Print the line of a log step (step counts from 1) and return its row for metrics.jsonl."""
         seconds = max(1e-9, time.perf_counter() - self._since)
         wait = self._waited / seconds
-        rate = self._steps * self._global_batch / seconds
-        self._seconds_per_step = seconds / max(1, self._steps)
-        left = ((self._num_epochs - epoch + 1) * self._num_steps - step) * self._seconds_per_step
-        self.restart()
+        num_clips = int(self._sizes[self._first_step : step].sum())
+        rate = num_clips / seconds
+        left = (self._num_epochs - epoch) * self._sizes.sum() + self._sizes[step:].sum()
+        eta = int(left) * seconds / max(1, num_clips)
+        self._restart(step)
         if self._prints:
             line = (
-                f"epoch {epoch}/{self._num_epochs} step {step}/{self._num_steps}  loss {loss:.4f}  "
-                f"lr {lr:.2e}  {rate:.0f} clips/s  loader wait {wait:.1%}  ETA {_clock(left)}"
+                f"epoch {epoch}/{self._num_epochs} step {step}/{len(self._sizes)}  loss {loss:.4f}  "
+                f"lr {lr:.2e}  {rate:.0f} clips/s  loader wait {wait:.1%}  ETA {_clock(eta)}"
             )
             print(f"\r\x1b[K{line}" if self._live else line, end="" if self._live else "\n", flush=True)
         return {

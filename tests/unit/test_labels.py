@@ -9,7 +9,7 @@ from psla_fast.cli import main
 from psla_fast.labels import read_labels, replace_labels
 from psla_fast.sampling import SamplingConfig, compute_sample_weights
 from psla_fast.shards import Shards, open_shards
-from psla_fast.stream import DrawPlan
+from psla_fast.stream import DrawPlan, PlanConfig, StreamConfig, explain_difference
 from tests.tiny import step_rows, tiny_config, train_tiny
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "label_enhancement_fsd50k"
@@ -48,8 +48,9 @@ def test_a_table_in_another_order_gives_each_clip_its_own_labels(packed: Path, t
             moved = sorted((int(i) + 1) % len(shards.classes) for i in shards.labels(clip_id))
             assert other.labels(clip_id).tolist() == moved
         assert other.fingerprint != shards.fingerprint
-        plans = [DrawPlan(one, SamplingConfig(), 0, 8) for one in (shards, other)]
-        assert plans[0].fingerprint != plans[1].fingerprint  # a run can't go on with other labels
+        config = PlanConfig(SamplingConfig(), StreamConfig(), 0, 8, 100)
+        before, after = (DrawPlan(one, config).identity for one in (shards, other))
+        assert "shards: others" in explain_difference(before, after)  # a run can't go on with other labels
 
 
 @pytest.mark.parametrize(
