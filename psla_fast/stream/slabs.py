@@ -46,7 +46,8 @@ class Slab:
         self._dtype = torch.float16 if shards.storage.dtype == "float16" else torch.uint8
         most = max(shape.num_rows * shape.num_frames for shape in shapes)
         self._flat = torch.zeros(most * self.num_mels, dtype=self._dtype, pin_memory=pinned)
-        self._bytes = memoryview(self._flat.numpy()).cast("B")  # type: ignore[arg-type]
+        self._raw = self._flat.numpy().view(np.uint8)
+        self._bytes = self._raw.data
         self._shape: BatchShape | None = None
         self._ends = np.zeros(0, dtype=np.int64)
         self.copied: torch.cuda.Event | None = None
@@ -62,9 +63,8 @@ class Slab:
             self._shape = shape
         ends = num_frames * (self.num_mels * self._dtype.itemsize)
         starts = np.arange(shape.num_rows) * row_bytes
-        flat = self._flat.view(torch.uint8)
         for row in np.flatnonzero(self._ends > ends).tolist():
-            flat[starts[row] + ends[row] : starts[row] + self._ends[row]] = 0
+            self._raw[starts[row] + ends[row] : starts[row] + self._ends[row]] = 0
         self._ends = ends
         pairs = zip(starts.tolist(), (starts + ends).tolist(), strict=True)
         return [self._bytes[start:end] for start, end in pairs]
@@ -75,7 +75,7 @@ class Slab:
         frame_bytes = self.num_mels * self._dtype.itemsize
         start, self._ends[row] = row * self._shape.num_frames * frame_bytes, num_frames * frame_bytes
         end = start + num_frames * frame_bytes
-        self._flat.view(torch.uint8)[end : start + self._shape.num_frames * frame_bytes] = 0
+        self._raw[end : start + self._shape.num_frames * frame_bytes] = 0
         return self._bytes[start:end]
 
     def fbank(self) -> Tensor:

@@ -311,7 +311,8 @@ class Trainer:
         progress.say(
             f"{config.model.name}, {num_parameters:,} parameters, {len(self.train.classes)} classes; "
             f"{len(self.train)} clips, {self.plan.num_steps(state.epoch)} steps an epoch; "
-            f"{self.world.size} × {self.world.device.type}, {self.precision}, compile {config.compile}; run {config.run}"
+            f"{self.world.size} × {self.world.device.type}, {self.precision}, compile {config.compile}; "
+            f"run {config.run}"
         )
         if state.epoch > 1 or state.step:
             done = state.epoch > config.optim.epochs

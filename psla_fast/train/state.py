@@ -6,7 +6,6 @@ from typing import Any
 from psla_fast.metrics import Metrics
 from psla_fast.train.averaging import RunningMean
 
-
 NUMBERS = ("epoch", "step", "loss_sum", "updates", "skipped")
 
 
