@@ -30,6 +30,9 @@ class AugmentConfig:
     """SpecAugment: the frequency mask's width is uniform in [0, this)."""
     time_mask_frames: int = 192
     """SpecAugment: the time mask's width is uniform in [0, this)."""
+    time_mask_fraction: float = 1.0
+    """The time mask's limit is at most this fraction of the batch's frames (SpecAugment's p); matters where
+    batches are short."""
     mask_value: float = 0.0
     """Masks are filled with this log-mel, before normalising."""
     noise: float = 0.0
@@ -42,6 +45,10 @@ class AugmentConfig:
         for name in ("freq_mask_bins", "time_mask_frames", "noise", "roll_frames"):
             if getattr(self, name) < 0:
                 raise ValueError(f"augment.{name} is {getattr(self, name)}; give 0 or more.")
+        if not 0 < self.time_mask_fraction <= 1:
+            raise ValueError(
+                f"augment.time_mask_fraction is {self.time_mask_fraction}; give a fraction above 0, up to 1."
+            )
 
 
 class StoredBatch(NamedTuple):
@@ -62,13 +69,18 @@ class StoredBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model's input looks like; stored with every checkpoint."""
+    """What a model's input looks like; stored with every checkpoint.
+
+    A clip is padded to clip_frames, or to the smallest of the buckets (frames, the last is clip_frames) that
+    holds it.
+    """
 
     clip_frames: int
     num_mels: int
     pad_value: float
     mean: float
     std: float
+    buckets: tuple[int, ...] = ()
 
 
 def mixup_power(fbank: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
@@ -99,12 +111,13 @@ def mask_spans(fbank: Tensor, uniforms: Tensor, config: AugmentConfig) -> Tensor
 
     fbank (B, T, F), filled with `mask_value`; uniforms (B, ≥4) in [0, 1): a width is
     ⌊u·limit⌋, so always below its limit, and its start ⌊u·(size - u·limit)⌋.
-    A limit above the axis is cut to it.
+    A limit above the axis is cut to it, that of time to ⌊`time_mask_fraction`·T⌋.
     """
     _, num_frames, num_mels = fbank.shape
+    most_frames = math.floor(config.time_mask_fraction * num_frames)
     for axis, size, limit, column in (
         (2, num_mels, config.freq_mask_bins, 0),
-        (1, num_frames, config.time_mask_frames, 2),
+        (1, num_frames, min(config.time_mask_frames, most_frames), 2),
     ):
         if limit == 0:
             continue

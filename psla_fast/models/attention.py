@@ -32,23 +32,36 @@ class AttentionPooling(nn.Module):
                 self.att = _pointwise(num_features, num_classes)
             self.cla = _pointwise(num_features, num_classes)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Pool features (B, D, T') to scores (B, C); with several heads a score can pass 1 slightly."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self._pool(features.float())
+    def forward(self, features: Tensor, num_steps: Tensor | None = None) -> Tensor:
+        """Pool features (B, D, T') to scores (B, C); with several heads a score can pass 1 slightly.
 
-    def _pool(self, features: Tensor) -> Tensor:
+        num_steps (B,) integers: a clip's steps from its count on are left out, its first never. None: none.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            if num_steps is None:
+                return self._pool(features.float(), None)
+            at = torch.arange(features.shape[2], device=features.device)
+            is_valid = at < num_steps.clamp(min=1)[:, None]  # (B, T')
+            # a huge feature could overflow to NaN, and 0·NaN is NaN: so not only its att is zeroed
+            return self._pool(torch.where(is_valid[:, None], features.float(), 0.0), is_valid)
+
+    def _pool(self, features: Tensor, is_valid: Tensor | None) -> Tensor:
         convolutions = self._convolutions()
         weight = torch.cat([conv.weight[:, :, 0, 0] for conv in convolutions])  # (2·H·C or C, D)
         bias = torch.cat([conv.bias for conv in convolutions if conv.bias is not None])
         activity = torch.sigmoid(weight @ features + bias[:, None])  # (B, 2·H·C or C, T')
         num_steps = features.shape[2]
         if self.num_heads == 0:
-            return activity.mean(dim=2)
+            if is_valid is None:
+                return activity.mean(dim=2)
+            mean = torch.where(is_valid[:, None], activity, 0.0).mean(dim=2)
+            return mean * (num_steps / is_valid.sum(dim=1, keepdim=True))
         attention, activity = activity.view(len(activity), 2, -1, self.num_classes, num_steps).unbind(
             1
         )  # (B, H, C, T') each
         attention = attention.clamp(EPSILON, 1 - EPSILON)
+        if is_valid is not None:
+            attention = torch.where(is_valid[:, None, None], attention, 0.0)
         pooled: Tensor = (attention * activity).sum(dim=3) / attention.sum(dim=3)  # (B, H, C)
         if self.num_heads == 1:
             return pooled.squeeze(1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from psla_fast.models.depthwise import DepthwiseConv2d
 from psla_fast.models.registry import ModelConfig, register
-from psla_fast.models.tagger_net import TaggerNet
+from psla_fast.models.tagger_net import TaggerNet, TimeGrid
 from psla_fast.models.weights import load_weights, sum_rgb_stem
 
 B_NAMES = tuple(f"efficientnet_b{size}" for size in range(8))
@@ -39,7 +39,14 @@ def build_efficientnet(config: ModelConfig, num_classes: int) -> nn.Module:
     _set_padding(backbone, config.same_padding == "symmetric")
     for block in backbone._blocks:
         block._depthwise_conv = DepthwiseConv2d.of(block._depthwise_conv)
-    model = TaggerNet(backbone, backbone._conv_head.out_channels, num_classes, config.num_heads)
+    model = TaggerNet(
+        backbone,
+        backbone._conv_head.out_channels,
+        num_classes,
+        config.num_heads,
+        config.mask_padding,
+        _compute_time_grid(backbone),
+    )
     if config.pretrained not in ("none", "imagenet"):
         load_weights(model, Path(config.pretrained))
     return model
@@ -108,3 +115,18 @@ def _set_padding(backbone: nn.Module, symmetric: bool) -> None:
         if left == right and top == bottom and isinstance(module, nn.Conv2d):
             module.padding = (top, left)
             module.static_padding = nn.Identity()
+
+
+def _compute_time_grid(backbone: nn.Module) -> TimeGrid:
+    """Put together what each strided convolution makes of T: ⌊(T + padding - kernel + stride) / stride⌋."""
+    grid = TimeGrid(1, 0)
+    for module in backbone.modules():
+        if not isinstance(module, nn.Conv2d) or module.stride[1] == 1:
+            continue
+        padding = 2 * int(module.padding[1])
+        outside = getattr(module, "static_padding", None)
+        if isinstance(outside, nn.ZeroPad2d):
+            padding += outside.padding[0] + outside.padding[1]
+        added = padding - module.kernel_size[1] + module.stride[1]
+        grid = TimeGrid(grid.stride * module.stride[1], grid.rounding + grid.stride * added)
+    return grid

@@ -19,6 +19,8 @@ class ModelConfig:
     same_padding: Literal["symmetric", "asymmetric"] = "symmetric"
     """How stride-2 convolutions pad an odd total: symmetric as efficientnet_pytorch 0.7.0, with which PSLA's
     official weights were trained; asymmetric as 0.7.1 and TensorFlow."""
+    mask_padding: bool = False
+    """Attention ignores the frames behind a clip's end; False is PSLA's, which pools over padding too."""
     pretrained: str = "none"
     """none; imagenet (the RGB stem is summed to one channel); or the path of a checkpoint or state dict."""
     drop_connect: float = 0.2
@@ -57,6 +59,7 @@ def register(*names: str) -> Callable[[Builder], Builder]:
 def build_model(config: ModelConfig, num_classes: int) -> nn.Module:
     """Build a network that maps normalised log-mels (B, T, F) to scores (B, num_classes).
 
+    A TaggerNet also takes num_frames (B,), for `mask_padding`; a network registered elsewhere needn't.
     Random where `pretrained` is none: seed torch before. Raises ValueError for an unknown name, and where
     pretrained weights can't be had or don't fit.
     """

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,26 @@ def test_masks_are_one_span_an_axis_within_it_and_below_their_widths(
             assert length < limit or limit == 0
     masked = mask_spans(fbank, uniforms, AugmentConfig("power", freq_limit, time_limit, mask_value=-1.0))
     assert torch.equal(masked[~in_both], fbank[~in_both])
+
+
+@given(
+    st.integers(1, 200),
+    st.integers(0, 250),
+    st.floats(0, 1, exclude_min=True),
+    tensors(3, NUM_UNIFORMS, elements=UNIFORM),
+)
+def test_a_time_mask_stays_below_its_fraction_of_the_batch(
+    num_frames: int, limit: int, fraction: float, uniforms: Tensor
+) -> None:
+    fbank = torch.arange(3.0 * num_frames).view(3, num_frames, 1)
+    config = AugmentConfig(freq_mask_bins=0, time_mask_frames=limit, time_mask_fraction=fraction)
+    hidden = mask_spans(fbank, uniforms, replace(config, mask_value=-1.0)) == -1
+    for clip in range(3):
+        length = length_of_span(hidden[clip, :, 0])
+        assert length == 0 or (length < limit and length < fraction * num_frames)
+    cut = replace(config, time_mask_frames=min(limit, math.floor(fraction * num_frames)), mask_value=-1.0)
+    masked = mask_spans(fbank, uniforms, replace(cut, time_mask_fraction=1.0))
+    assert torch.equal(hidden, masked == -1)
 
 
 @given(st.data(), st.integers(1, 12), st.integers(1, 6), st.sampled_from(["power", "linear"]))

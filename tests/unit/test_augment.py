@@ -257,6 +257,29 @@ def test_the_widest_mask_is_one_below_its_limit() -> None:
     assert whole[0].eq(0).all(dim=1).sum() == 39, "a limit above the axis is cut to it"
 
 
+@pytest.mark.parametrize(
+    ("fraction", "longest"), [(1.0, 11), (0.3, 11), (0.25, 9), (0.1, 3), (0.06, 1), (0.01, 0)]
+)
+def test_the_time_masks_limit_is_at_most_its_fraction_of_the_batch(fraction: float, longest: int) -> None:
+    config = replace(MASKED, time_mask_fraction=fraction)
+    masked = mask_spans(torch.ones(1, 40, 16), torch.tensor([[HIGHEST, 0.0, HIGHEST, 0.0]]), config)
+    assert masked[0].eq(0).all(dim=1).sum() == longest
+    assert masked[0].eq(0).all(dim=0).sum() == 5, "the frequency mask's stays"
+
+
+def test_a_fraction_that_cuts_nothing_gives_the_same_numbers() -> None:
+    uniforms = draw_uniforms(seed=3, epoch=0, step=0, global_batch=4)
+    fbank = log_mels(4, 40, 16)
+    expected = mask_spans(fbank, uniforms, MASKED)
+    assert torch.equal(mask_spans(fbank, uniforms, replace(MASKED, time_mask_fraction=0.3)), expected)
+    whole, half = (
+        mask_spans(fbank, uniforms, replace(MASKED, time_mask_frames=frames, time_mask_fraction=fraction))
+        for frames, fraction in ((20, 1.0), (99, 0.5))
+    )
+    assert torch.equal(whole, half)
+    assert not torch.equal(whole, expected)
+
+
 def test_noise_is_uniform_up_to_the_clips_own_amplitude() -> None:
     slab, config = make_slab(), replace(PLAIN, noise=0.4)
     slab["uniforms"][:, 4] = torch.tensor([0.0, 0.25, 0.5, HIGHEST])
@@ -315,6 +338,12 @@ def test_the_compiled_function_is_one_graph_and_gives_the_same(backend: str) -> 
         got = compiled(as_batch(slab), slab["uniforms"], config, PSLA_SPEC)
         assert torch.allclose(got[0], expected[0], atol=1e-5)
         assert torch.equal(got[1], expected[1])
+    for frames in (40, 33, 27):  # buckets of other lengths
+        batch, uniforms = as_batch(make_slab()), make_slab()["uniforms"]
+        batch = batch._replace(fbank=batch.fbank[:, :frames], num_frames=batch.num_frames.clamp(max=frames))
+        short = replace(config, time_mask_fraction=0.25)
+        got, wanted = (f(batch, uniforms, short, PSLA_SPEC)[0] for f in (compiled, augment))
+        assert torch.allclose(got, wanted, atol=1e-5)
     with_noise = replace(config, noise=0.1)
     noisy, _ = compiled(as_batch(make_slab()), make_slab()["uniforms"], with_noise, PSLA_SPEC)
     assert torch.isfinite(noisy).all()
@@ -324,3 +353,11 @@ def test_the_compiled_function_is_one_graph_and_gives_the_same(backend: str) -> 
 def test_a_negative_setting_is_refused_by_its_flag(field: str) -> None:
     with pytest.raises(ValueError, match=f"augment.{field} is -1"):
         AugmentConfig(**{field: -1})
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.01, math.nan])
+def test_a_fraction_out_of_range_is_refused_by_its_flag(fraction: float) -> None:
+    with pytest.raises(
+        ValueError, match=f"augment.time_mask_fraction is {fraction}; give a fraction above 0"
+    ):
+        AugmentConfig(time_mask_fraction=fraction)

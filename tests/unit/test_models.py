@@ -136,6 +136,128 @@ def test_pooling_stays_in_float32_under_autocast() -> None:
     assert torch.equal(scores, pooling(features))
 
 
+# --- masked padding ---
+
+NUM_STEPS = torch.tensor([9, 5, 1, 0])
+
+
+def wide_pooling(num_heads: int) -> AttentionPooling:
+    """Six features, three classes, weights wide enough that every step counts."""
+    torch.manual_seed(num_heads)
+    pooling = AttentionPooling(num_features=6, num_classes=3, num_heads=num_heads)
+    for parameter in pooling.parameters():
+        nn.init.normal_(parameter)
+    return pooling
+
+
+def behind(num_steps: Tensor, features: Tensor) -> Tensor:
+    """(B, D, T'): the features that masking leaves out."""
+    left_out = torch.arange(features.shape[2]) >= num_steps.clamp(min=1)[:, None]
+    return left_out[:, None].expand_as(features)
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 4])
+def test_whatever_lies_behind_a_clips_steps_its_pooled_scores_are_those_of_the_clip_alone(
+    num_heads: int,
+) -> None:
+    pooling, features = wide_pooling(num_heads), normal(4, 6, 9)
+    scores = pooling(features, NUM_STEPS)
+    for garbage in (0.0, 1e4, -3e38, 3e38, torch.inf, torch.nan):
+        assert torch.equal(
+            pooling(features.masked_fill(behind(NUM_STEPS, features), garbage), NUM_STEPS), scores
+        )
+    for clip, steps in enumerate(NUM_STEPS.clamp(min=1).tolist()):
+        assert torch.allclose(scores[clip], pooling(features[clip : clip + 1, :, :steps])[0], atol=1e-6)
+    assert (scores - pooling(features))[1:].abs().max() > 1e-2, "all steps give other scores"
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 4])
+@pytest.mark.parametrize("num_steps", [7, 33])
+def test_a_mask_of_full_length_changes_no_bit(num_heads: int, num_steps: int) -> None:
+    pooling, features = wide_pooling(num_heads), normal(4, 6, num_steps)
+    for count in (num_steps, num_steps + 5):
+        assert torch.equal(pooling(features, torch.full((4,), count)), pooling(features))
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 4])
+@pytest.mark.parametrize("garbage", [1.0, 3e38])
+def test_no_gradient_reaches_what_lies_behind_a_clips_steps(num_heads: int, garbage: float) -> None:
+    pooling, features = wide_pooling(num_heads), normal(4, 6, 9)
+    left_out = behind(NUM_STEPS, features)
+    features = features.masked_fill(left_out, garbage).requires_grad_()
+    (pooling(features, NUM_STEPS) * normal(4, 3, seed=1)).sum().backward()
+    assert (features.grad[left_out] == 0).all()
+    assert (features.grad[~left_out] != 0).all()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in pooling.parameters())
+
+
+@pytest.mark.parametrize("num_heads", [0, 1, 4])
+def test_compiled_masked_pooling_gives_the_eager_scores_for_any_length(num_heads: int) -> None:
+    torch.compiler.reset()
+    pooling = wide_pooling(num_heads)
+    compiled = torch.compile(pooling, backend="aot_eager", fullgraph=True)
+    for steps in (9, 12, 17):
+        features = normal(4, 6, steps)
+        assert torch.allclose(compiled(features, NUM_STEPS), pooling(features, NUM_STEPS), atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("name", [*(f"efficientnet_b{size}" for size in range(8)), "efficientnet_lite0"])
+def test_a_models_time_grid_counts_the_steps_of_its_features(name: str, padding: Any) -> None:
+    model = build_on_meta(ModelConfig(name=name, same_padding=padding), 3).eval()
+    stride, rounding = model.time_grid
+    assert stride == 32
+    if padding == "symmetric":
+        assert rounding == 31, "⌈T/32⌉"
+    for num_frames in (250, 333, 1056, 3000, 85, 92, 108):
+        with torch.no_grad():
+            maps = model.effnet.extract_features(torch.empty(1, 1, 128, num_frames, device="meta"))
+        assert maps.shape[3] == (num_frames + rounding) // stride, num_frames
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "asymmetric"])
+@pytest.mark.parametrize("num_heads", [0, 4])
+def test_a_model_pools_the_steps_of_a_clips_own_frames_where_the_config_says_so(
+    num_heads: int, padding: Any
+) -> None:
+    config = replace(B0, num_heads=num_heads, same_padding=padding)
+    plain, masking = build(config), build(replace(config, mask_padding=True))
+    fbank, num_frames = normal(5, 130, 128), torch.tensor([130, 96, 97, 40, 0])
+    steps = torch.tensor([5, 3, 4, 2, 1] if padding == "symmetric" else [4, 3, 3, 1, 1])
+    with torch.no_grad():
+        every = plain(fbank)
+        assert torch.equal(plain(fbank, num_frames), every)
+        assert torch.equal(masking(fbank), every)
+        assert torch.equal(masking(fbank, torch.full((5,), 130)), every)
+        scores = masking(fbank, num_frames)
+        assert torch.equal(scores, masking.attention(masking.features(fbank), steps))
+    assert torch.equal(scores[0], every[0])
+    assert ((scores - every)[1:].abs().amax(dim=1) > 1e-4).all()
+    assert torch.isfinite(scores).all()
+
+
+def test_masking_changes_nothing_for_a_registered_model_that_takes_log_mels_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
+
+    class Mine(nn.Module):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.last = nn.Linear(16, num_classes)
+
+        def forward(self, fbank: Tensor) -> Tensor:
+            return self.last(fbank.mean(dim=1)).sigmoid()
+
+    register("mine")(lambda config, num_classes: Mine(num_classes))
+    scores = []
+    for mask_padding in (False, True):
+        torch.manual_seed(0)
+        model = build_model(ModelConfig(name="mine", mask_padding=mask_padding), 3)
+        scores.append(scores_of(model, normal(2, 40, 16)))
+    assert torch.equal(*scores)
+
+
 def test_asymmetric_padding_is_the_installed_librarys_own_and_symmetric_is_not() -> None:
     asymmetric = build(replace(B0, same_padding="asymmetric"))
     symmetric = build(replace(B0, same_padding="symmetric"))
