@@ -4,73 +4,25 @@ Upstream's way is float32, NCHW, eager (step_upstream.py). Ours is the trainer's
 that lie on the device: PSLA's augmentation and mixup, autocast, channels-last, fused Adam, with and without
 torch.compile. The ceiling is in roofline.py.
 
+Last, what length buckets gain where clips are as long as FSD50K's (step_buckets.py).
+
     python benchmarks/step.py [--models b0 b2] [--frames 1056] [--batch 8] [--compile none default] [--tiny]
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from record import interleave, paired_ratio, print_table, read_environment, summarise, write_record
 from roofline import NUM_CLASSES, compute_roofline, count_convolution_outputs, measure_copy_bandwidth
+from step_buckets import measure_buckets
+from step_ours import build_our_step, timed
 from step_upstream import build_upstream_step
 
-from psla_fast.augment import AugmentConfig, InputSpec, StoredBatch, augment, draw_uniforms
-from psla_fast.evaluate import autocast, resolve_precision
-from psla_fast.models import ModelConfig, build_model, use_channels_last
-from psla_fast.train.optim import OptimConfig, build_optimizer, compute_loss
-
-
-def build_our_step(
-    name: str, batch: int, frames: int, device: torch.device, precision: str, mode: str
-) -> Callable[[], None]:
-    """Return a call that does what Trainer._step does, on one synthetic slab of clips and partners."""
-    model = build_model(ModelConfig(name=f"efficientnet_{name}"), NUM_CLASSES).to(device).train()
-    use_channels_last(model)
-    optimizer = build_optimizer(OptimConfig(), model)
-    prepare = augment
-    if mode != "none":
-        compile_mode = "max-autotune-no-cudagraphs" if mode == "max" else "default"
-        model.compile(mode=compile_mode)
-        prepare = torch.compile(augment, mode=compile_mode)
-    spec = InputSpec(frames, 128, 0.0, -4.6476, 4.5699)
-    stored = (torch.randn(2 * batch, frames, 128) * 4 - 5).half().to(device)
-    targets = (torch.rand(2 * batch, NUM_CLASSES) < 0.005).float().to(device)
-    lengths = torch.full((2 * batch,), min(frames, 998), device=device)
-    partners = torch.arange(batch, 2 * batch, device=device)
-    lam, uniforms = torch.full((batch,), 0.5, device=device), draw_uniforms(0, 1, 0, batch).to(device)
-    slab = StoredBatch(stored, lengths, targets, partners, lam)
-
-    def step() -> None:
-        x, mixed = prepare(slab, uniforms, AugmentConfig(), spec)
-        with autocast(precision, device):  # type: ignore[arg-type]
-            scores = model(x)
-        loss = compute_loss(scores, mixed)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def timed(step: Callable[[], None], batch: int, device: torch.device) -> Callable[[], float]:
-    """Turn a step into a measurement in clips a second."""
-
-    def measure() -> float:
-        if device.type == "cuda":
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
-            for _ in range(10):
-                step()
-            last.record()
-            last.synchronize()
-            return 10 * batch * 1000 / first.elapsed_time(last)
-        start = time.perf_counter()
-        step()
-        return batch / (time.perf_counter() - start)
-
-    return measure
+from psla_fast.evaluate import resolve_precision
+from psla_fast.models import ModelConfig
 
 
 def measure(name: str, args: argparse.Namespace, device: torch.device, precision: str) -> dict[str, object]:
@@ -80,14 +32,19 @@ def measure(name: str, args: argparse.Namespace, device: torch.device, precision
         torch.randn(batch, frames, 128, device=device),
         torch.rand(batch, NUM_CLASSES, device=device).round(),
     )
-    ways = {"upstream": build_upstream_step(f"efficientnet-{name}", NUM_CLASSES, x, y)}
-    ways |= {f"ours/{m}": build_our_step(name, batch, frames, device, precision, m) for m in args.compile}
+    model = ModelConfig(name=f"efficientnet_{name}")
+    ways: dict[str, Callable[[], None]] = {
+        "upstream": build_upstream_step(f"efficientnet-{name}", NUM_CLASSES, x, y)
+    }
+    for mode in args.compile:
+        ways[f"ours/{mode}"] = partial(build_our_step(model, device, precision, mode), batch, frames)
     compile_seconds = {}
     for way, step in ways.items():
         start = time.perf_counter()
         step()
         compile_seconds[way] = round(time.perf_counter() - start, 1)
-    rates = interleave({way: timed(step, batch, device) for way, step in ways.items()}, args.trials)
+    seconds = interleave({way: partial(timed, step, device) for way, step in ways.items()}, args.trials)
+    rates = {way: [batch / value for value in values] for way, values in seconds.items()}
     bandwidth, outputs = measure_copy_bandwidth(device), count_convolution_outputs(name, frames)
     roofline = compute_roofline(bandwidth, outputs, 4 if precision == "fp32" else 2)
     rows = []
@@ -127,15 +84,28 @@ def main() -> None:
     )
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "fp16", "fp32"])
     parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--buckets", type=int, nargs="*", default=[250, 500, 1000, 2000, 3000])
     parser.add_argument("--tiny", action="store_true", help="seconds, for CI; writes no record file")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.batch = args.batch or (100 if device.type == "cuda" else 8)
     if args.tiny:
         args.models, args.frames, args.batch, args.compile, args.trials = ["b0"], 64, 2, ["none"], 2
+        args.buckets = [40, 80]
     precision = resolve_precision(args.precision, device)
     measured = {name: measure(name, args, device, precision) for name in args.models}
     ratios = {k: v for result in measured.values() for k, v in result.pop("ratios").items()}  # type: ignore[attr-defined]
+    if args.buckets:
+        model = ModelConfig(name=f"efficientnet_{args.models[0]}", mask_padding=True)
+        step = build_our_step(model, device, precision, "none")
+        smallest = max(1, args.batch // 4)
+
+        def run_step(batch: int, frames: int) -> float:
+            return timed(partial(step, batch, frames), device)
+
+        bucket_ratios, details = measure_buckets(run_step, tuple(args.buckets), smallest, args.trials)
+        ratios |= bucket_ratios
+        measured["buckets"] = {"model": args.models[0], "smallest_batch": smallest, **details}
     config = {k: v for k, v in vars(args).items() if k != "tiny"} | {"precision": precision}
     record = {"benchmark": "step", "ratios": ratios, "device": device.type, "config": config}
     write_record({**record, "measured": measured, "environment": read_environment()}, keep=not args.tiny)

@@ -25,9 +25,7 @@ def make_shards(folder: Path, num_clips: int) -> Shards:
             raise ValueError(f"{split} holds {len(shards)} clips, not {num_clips}. Choose another --data.")
         return shards
     split.mkdir(parents=True)
-    numbers = range(NUM_CLASSES)
-    classes = Classes(tuple(f"/m/{i}" for i in numbers), tuple(f"class {i}" for i in numbers))
-    (folder / "classes.csv").write_text(format_classes(classes))
+    classes = make_classes(folder)
     rng, storage, statistics = np.random.default_rng(0), Storage.of("float16"), []
     for number, keys in enumerate(np.array_split(np.arange(num_clips), NUM_SHARDS)):
         with ShardWriter(split, number, storage, "synthetic") as writer:
@@ -39,6 +37,14 @@ def make_shards(folder: Path, num_clips: int) -> Shards:
     index = write_index(split, statistics, FbankConfig(), storage, classes)
     write_sums(split, index.num_shards, index.sums)
     return open_shards(split)
+
+
+def make_classes(folder: Path) -> Classes:
+    """Write FOLDER/classes.csv."""
+    numbers = range(NUM_CLASSES)
+    classes = Classes(tuple(f"/m/{i}" for i in numbers), tuple(f"class {i}" for i in numbers))
+    (folder / "classes.csv").write_text(format_classes(classes))
+    return classes
 
 
 def make_wavs(folder: Path, num_wavs: int, sample_rate: int) -> list[Path]:

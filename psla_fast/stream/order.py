@@ -118,8 +118,8 @@ def arrange_by_shard(
 
 
 def _along_shards(clip_ids: Ints, index: Index, turn: npt.NDArray[np.integer]) -> Ints:
-    """Sort clips by their shard's turn, then by their place in it: positions (len,)."""
-    return np.lexsort((index.offset[clip_ids], turn[index.shard[clip_ids]]))
+    """Sort clips by their shard's turn, then by their place in it, which clip ids follow: positions (len,)."""
+    return np.argsort(turn[index.shard[clip_ids]] * len(index.shard) + clip_ids, kind="stable")
 
 
 def _jitter(count: int, reach: int, rng: np.random.Generator) -> Ints:
