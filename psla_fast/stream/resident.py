@@ -5,6 +5,7 @@
 import mmap
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -48,12 +49,12 @@ class HostSource:
         """Load the split; raises ValueError where it doesn't fit, ShardError where it can't be read."""
         self._layout = _Layout(shards)
         if config.place == "shared" and dist.is_initialized():
-            self._memory = _share_memory(shards, self._layout, config)
+            memory = _share_memory(shards, self._layout, config)
         else:
             _check_fits(shards, self._layout.num_bytes, *_host_memory())
-            self._memory = mmap.mmap(-1, max(1, self._layout.num_bytes))
-            _read(shards, self._layout, 0, len(shards), memoryview(self._memory), config)
-        self._bytes = np.frombuffer(self._memory, dtype=np.uint8)
+            memory = mmap.mmap(-1, max(1, self._layout.num_bytes))
+            _read(shards, self._layout, 0, len(shards), memoryview(memory), config)
+        self._bytes = np.frombuffer(memory, dtype=np.uint8)
 
     def follow(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
         """Nothing to look ahead for."""
@@ -65,9 +66,8 @@ class HostSource:
         np.copyto(np.frombuffer(target, dtype=np.uint8), self._bytes[start : start + len(target)])
 
     def close(self) -> None:
-        """Let the memory go."""
+        """Let the memory go, once no thread copies from it."""
         self._bytes = np.empty(0, dtype=np.uint8)
-        self._memory.close()
 
 
 class DeviceStream:
@@ -112,17 +112,22 @@ def _read(
     shards: Shards, layout: _Layout, first: int, end: int, target: memoryview, config: StreamConfig
 ) -> None:
     """Read the clips first … end-1 into memory that holds just them."""
-    start = int(layout.starts[first])
+    start, stopped = int(layout.starts[first]), threading.Event()
 
     def read_some(clip_ids: range) -> None:
         for clip_id in clip_ids:
+            if stopped.is_set():
+                return
             at, to = (layout.starts[clip_id : clip_id + 2] - start) * layout.frame_bytes
             shards.read_into(clip_id, target[at:to], config.check_crc)
 
     with ThreadPoolExecutor(config.num_threads) as pool:
         parts = [range(at, min(end, at + CLIPS_A_TASK)) for at in range(first, end, CLIPS_A_TASK)]
-        for _ in pool.map(read_some, parts):
-            pass
+        try:
+            for _ in pool.map(read_some, parts):
+                pass
+        finally:  # the pool waits for its threads, after an error or Ctrl-C too
+            stopped.set()
 
 
 def _read_to_device(shards: Shards, layout: _Layout, target: Tensor, config: StreamConfig) -> None:
