@@ -1,9 +1,10 @@
 """Indexed source: random reads of a split on a local disk, straight into the slabs."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
-from psla_fast.shards import Shards
+from psla_fast.shards import ShardError, Shards
 from psla_fast.stream.memory import available_memory
 from psla_fast.stream.plan import BatchPlan
 from psla_fast.stream.rows import count_frames
@@ -38,4 +39,7 @@ class IndexedSource:
         sizes = count_frames(shards, plan)[: len(plan.row_ids)] * frame_bytes
         where = zip(index.shard[plan.row_ids], index.offset[plan.row_ids], sizes, strict=True)
         for shard, offset, size in where:
-            os.posix_fadvise(shards.descriptor(int(shard)), int(offset), int(size), os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(ShardError):  # the read itself tells it, or skips the clip
+                os.posix_fadvise(
+                    shards.descriptor(int(shard)), int(offset), int(size), os.POSIX_FADV_WILLNEED
+                )
