@@ -24,8 +24,8 @@ class EvaluateCommand:
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")]
     """A file of RUN/checkpoints."""
-    data: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA")]
-    """A packed split, for instance SHARDS/eval."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """A packed split, for instance SHARDS/eval, or its URL."""
     out: Path = Path("scores.h5")
     """Score file to write: HDF5 with key, scores and targets."""
     batch_size: int = 32
@@ -82,8 +82,8 @@ class EnsembleCommand:
 
     members: tyro.conf.Positional[tuple[Path, ...]]
     """Checkpoints or score files (HDF5), in any mix."""
-    data: Path
-    """A packed split, for instance SHARDS/eval."""
+    data: str
+    """A packed split, for instance SHARDS/eval, or its URL."""
     batch_size: int = 32
     """Clips scored at once, 1 or more."""
     precision: Precision = "auto"

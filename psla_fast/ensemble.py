@@ -15,7 +15,7 @@ from psla_fast.shards import open_shards
 
 def ensemble_members(
     members: Sequence[Path],
-    data: Path,
+    data: str | Path,
     batch_size: int,
     precision: Precision = "auto",
     device: DeviceName = "auto",

@@ -57,7 +57,12 @@ def score_shards(
         shards.index.num_frames, batch_size, spec.buckets or (spec.clip_frames,), world.rank, world.size
     )
     storage, context = shards.storage, autocast(resolve_precision(precision, world.device), world.device)
-    stream = open_stream(shards, StreamConfig(read_ahead=2), plan.shapes, world.device)
+    stream = open_stream(
+        shards,
+        StreamConfig("webdataset" if shards.remote else "indexed", read_ahead=2),
+        plan.shapes,
+        world.device,
+    )
     masks_padding = getattr(model, "mask_padding", False)
     local = torch.empty(len(plan.clip_ids), len(shards.classes), device=world.device)
     try:
@@ -99,7 +104,7 @@ class Evaluation:
 
 
 def evaluate_checkpoint(
-    path: Path, data: Path, batch_size: int, precision: Precision = "auto", device: DeviceName = "auto"
+    path: Path, data: str | Path, batch_size: int, precision: Precision = "auto", device: DeviceName = "auto"
 ) -> Evaluation:
     """Score a split with a checkpoint's model and measure it; raises ValueError where they don't fit."""
     checkpoint = load_checkpoint(path)

@@ -118,7 +118,7 @@ def arrange_by_shard(
 
 
 def _along_shards(clip_ids: Ints, index: Index, turn: npt.NDArray[np.integer]) -> Ints:
-    """Sort clips by their shard's turn, then by their place in it, which clip ids follow: positions (len,)."""
+    """Sort clips by their shard's turn, then by their place in it, as ids do: positions (len,)."""
     return np.argsort(turn[index.shard[clip_ids]] * len(index.shard) + clip_ids, kind="stable")
 
 

@@ -18,8 +18,9 @@ from psla_fast.train.optim import OptimConfig
 class DataConfig:
     """Where the packed splits are."""
 
-    shards: Path
-    """Folder that pack wrote: classes.csv and a folder a split."""
+    shards: str
+    """Folder that pack wrote: classes.csv and a folder a split; or its URL (http://, https://, s3://), with
+    --stream.kind webdataset."""
     train: str = "train"
     """Split that is trained on."""
     val: str = "val"
@@ -89,4 +90,9 @@ class TrainConfig:
             raise ValueError(
                 f"log_every_steps is {self.log_every_steps}, checkpoint_minutes {self.checkpoint_minutes}, "
                 f"seed {self.seed}; give 1 or more, 0 or more, and 0 or more."
+            )
+        if self.model.mask_padding and self.augment.roll_frames:
+            raise ValueError(
+                "augment.roll_frames rolls sound into the padding that model.mask_padding leaves out. Set "
+                "one of them off."
             )

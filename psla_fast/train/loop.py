@@ -23,7 +23,7 @@ from psla_fast.labels import read_labels, replace_labels
 from psla_fast.metrics import compute_metrics
 from psla_fast.models import build_model, use_channels_last
 from psla_fast.scores import add_epoch_scores
-from psla_fast.shards import Shards, open_shards
+from psla_fast.shards import Shards, exists_split, join, open_shards
 from psla_fast.stream import Batch, DrawPlan, PlanConfig, explain_difference, open_stream
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.optim import build_optimizer, compute_loss, compute_lr
@@ -60,6 +60,8 @@ class Trainer:
         start = replace(config.model, pretrained="none") if self.folder.last.is_file() else config.model
         self.model = build_model(start, len(self.train.classes)).to(world.device)
         self.masks_padding = getattr(self.model, "mask_padding", False)
+        if config.model.mask_padding and not self.masks_padding:
+            raise ValueError(f"{config.model.name} can't mask padding. Leave --model.mask-padding off.")
         if config.channels_last:
             use_channels_last(self.model)
         self.optimizer = build_optimizer(config.optim, self.model)
@@ -327,18 +329,24 @@ def _note_signal(trainer: Trainer, number: int, _: FrameType | None) -> None:
 
 def _open_splits(config: TrainConfig) -> tuple[Shards, list[tuple[str, Shards]]]:
     """Open the training split and those to score: val, and eval where there is such a folder."""
-    data = config.data
-    train = open_shards(data.shards / data.train)
+    data, cache = config.data, config.stream.cache
+    train = open_shards(join(data.shards, data.train), cache)
+    if train.remote and config.stream.kind != "webdataset":
+        raise ValueError(
+            f"{data.shards} is remote; --stream.kind {config.stream.kind} reads local shards. Use webdataset."
+        )
     if data.labels:
         replace_labels(train, read_labels(Path(data.labels), train.classes))
-    names = [data.val] + ([data.eval] if data.eval != data.val and (data.shards / data.eval).is_dir() else [])
-    scored = [(name, open_shards(data.shards / name)) for name in names]
-    for name, shards in scored:
+    names = [data.val]
+    if data.eval != data.val and exists_split(join(data.shards, data.eval)):
+        names.append(data.eval)
+    scored = [(name, open_shards(join(data.shards, name), cache)) for name in names]
+    for _, shards in scored:
         clips_of_class = np.bincount(shards.index.indices, minlength=len(shards.classes))
         if not ((clips_of_class > 0) & (clips_of_class < len(shards))).any():
             raise ValueError(
-                f"{shards.folder}: no class has both positives and negatives; nothing to measure."
+                f"{shards.location}: no class has both positives and negatives; nothing to measure."
             )
         if shards.fbank_config != train.fbank_config:
-            raise ValueError(f"{data.shards / name} holds other fbanks than {data.train}. Pack them alike.")
+            raise ValueError(f"{shards.location} holds other fbanks than {data.train}. Pack them alike.")
     return train, scored
