@@ -18,14 +18,12 @@ import numpy.typing as npt
 
 from psla_fast.classes import Classes, read_classes
 from psla_fast.fbank import FbankConfig
-from psla_fast.shards.spec import FORMAT_VERSION, TAR_BLOCK, Storage, shard_name
+from psla_fast.shards.mirror import Mirror, open_mirror
+from psla_fast.shards.spec import FORMAT_VERSION, TAR_BLOCK, ShardError, Storage, shard_name
 from psla_fast.shards.sums import hash_file, read_sums
+from psla_fast.shards.transports import is_remote, join
 
 ATTRIBUTES = {"fbank", "dtype", "scale", "offset", "mean", "std", "classes", "fingerprint"}
-
-
-class ShardError(ValueError):
-    """A damaged or incomplete shard set; says shard, key and offset where they are known."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,23 @@ class Index:
 
 
 class Shards:
-    """An open split: len, `keys`, `labels(i)`, `fbank(i)` by clip id; several threads may read it."""
+    """An open split: len, `keys`, `labels(i)`, `fbank(i)` by clip id; several threads may read it.
 
-    def __init__(self, folder: Path, index: Index, attributes: dict[str, Any], classes: Classes) -> None:
+    `location` is its folder or URL, for messages; a remote split has a `mirror`, and `folder` is the local
+    folder of what was fetched.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: Index,
+        attributes: dict[str, Any],
+        classes: Classes,
+        mirror: Mirror | None = None,
+    ) -> None:
         """Take what `open_shards` read."""
-        self.folder = folder
+        self.folder, self.mirror = folder, mirror
+        self.location = mirror.location if mirror else str(folder)
         self.index = index
         self.classes = classes
         self.fbank_config = FbankConfig(**json.loads(str(attributes["fbank"])))
@@ -71,11 +81,18 @@ class Shards:
         self.close()
 
     def close(self) -> None:
-        """Close the tars; reading again opens them again."""
+        """Close the tars; reading again opens them again, but those of a remote split."""
         with self._lock:
             for descriptor in self._files.values():
                 os.close(descriptor)
             self._files.clear()
+        if self.mirror:
+            self.mirror.close()
+
+    @property
+    def remote(self) -> bool:
+        """Tell a split at a URL from one in a folder."""
+        return self.mirror is not None
 
     @cached_property
     def keys(self) -> list[str]:
@@ -118,8 +135,22 @@ class Shards:
         clip_id = range(len(self))[clip_id]
         shape = (int(self.index.num_frames[clip_id]), self.fbank_config.num_mels)
         stored = np.empty(shape, dtype=self.storage.numpy)
-        self.read_into(clip_id, stored.data.cast("B"), check_crc=True)
+        if self.mirror:
+            self.fetch_into(clip_id, stored.data.cast("B"), self.mirror)
+        else:
+            self.read_into(clip_id, stored.data.cast("B"), check_crc=True)
         return self.storage.decode(stored)
+
+    def fetch_into(self, clip_id: int, stored: memoryview, mirror: Mirror) -> None:
+        """Fetch a whole clip of a remote split, checked against its crc32, several times before it fails."""
+        header = bytearray(TAR_BLOCK)
+        mirror.read(
+            int(self.index.shard[clip_id]),
+            int(self.index.offset[clip_id]) - TAR_BLOCK,
+            [memoryview(header), stored],
+            lambda: self.check_clip(clip_id, header, stored, check_crc=True),
+            self._where(clip_id),
+        )
 
     def read_into(self, clip_id: int, target: memoryview, check_crc: bool) -> None:
         """Read a clip's first stored bytes, as many as `target` holds, straight into it.
@@ -128,6 +159,8 @@ class Shards:
         clip. Raises ShardError naming shard, key and offset for a short read, another member or a wrong
         checksum.
         """
+        if self.mirror:
+            raise ShardError(f"{self.location} is remote: use --stream.kind webdataset.")
         shard, offset = int(self.index.shard[clip_id]), int(self.index.offset[clip_id])
         header, wanted = bytearray(TAR_BLOCK), TAR_BLOCK + len(target)
         try:
@@ -192,12 +225,27 @@ class Shards:
 
     def _where(self, clip_id: int) -> str:
         shard, offset = int(self.index.shard[clip_id]), int(self.index.offset[clip_id])
-        return f"{self.shard_path(shard)}, key {self.index.key[clip_id].decode()}, offset {offset}"
+        path = join(self.location, f"{shard_name(shard)}.tar")
+        return f"{path}, key {self.index.key[clip_id].decode()}, offset {offset}"
 
 
-def open_shards(path: str | Path) -> Shards:
-    """Open a split's folder, for instance SHARDS/train; raises ShardError that says what is wrong."""
-    folder = Path(os.path.abspath(path))  # "." has no parent that holds classes.csv
+def open_shards(path: str | Path, cache: str = "") -> Shards:
+    """Open a split's folder or URL, for instance SHARDS/train or s3://bucket/shards/train.
+
+    The index and the classes of a remote one are fetched into a folder of `cache`, or into a temporary one
+    that goes with the split's closing. Raises ShardError that says what is wrong.
+    """
+    if not is_remote(path):
+        return _open_folder(Path(os.path.abspath(path)))  # "." has no parent that holds classes.csv
+    mirror = open_mirror(str(path), cache)
+    try:
+        return _open_folder(mirror.folder, mirror)
+    except BaseException:
+        mirror.close()
+        raise
+
+
+def _open_folder(folder: Path, mirror: Mirror | None = None) -> Shards:
     index_path = folder / "index.h5"
     if not index_path.is_file():
         raise ShardError(f"index.h5 not found in {folder}. {_hint(folder)}")
@@ -216,8 +264,11 @@ def open_shards(path: str | Path) -> Shards:
             f"{folder.parent / 'classes.csv'} lists other classes, or in another order, than {folder} was "
             "packed with. Restore that class list."
         )
-    _allow_open_files(2 * len(index.shard_bytes) + 256)
-    return Shards(folder, index, attributes, classes)
+    if mirror:
+        mirror.shard_bytes = index.shard_bytes
+    else:
+        _allow_open_files(2 * len(index.shard_bytes) + 256)
+    return Shards(folder, index, attributes, classes, mirror)
 
 
 def _hint(folder: Path) -> str:

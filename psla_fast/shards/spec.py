@@ -27,6 +27,10 @@ LOWEST_LOG_MEL = math.log(LOG_FLOOR_POWER)  # -15.94
 HIGHEST_LOG_MEL = 12.0  # a full-scale square wave reaches 11.6
 
 
+class ShardError(ValueError):
+    """A damaged or incomplete shard set; says shard, key and offset where they are known."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """How log-mels are stored: value = stored × scale + offset."""
