@@ -7,10 +7,12 @@ import torch
 
 from psla_fast.shards import Shards
 from psla_fast.stream.batch import Batch, BatchShape, StreamConfig
+from psla_fast.stream.dali import DaliStream
 from psla_fast.stream.indexed import IndexedSource
 from psla_fast.stream.plan import BatchPlan, DrawPlan, PlanConfig, SequentialPlan, explain_difference
 from psla_fast.stream.resident import DeviceStream, HostSource
 from psla_fast.stream.slabs import SlabStream
+from psla_fast.stream.webdataset import BlockSource
 
 __all__ = [
     "Batch",
@@ -40,6 +42,10 @@ def open_stream(
     shards: Shards, config: StreamConfig, shapes: Sequence[BatchShape], device: torch.device
 ) -> Stream:
     """Open the executor that `config.kind` names, for batches of these shapes."""
+    if config.kind == "dali":
+        return DaliStream(shards, config, shapes, device)
+    if config.kind == "webdataset":
+        return SlabStream(shards, config, shapes, device, BlockSource(shards, config))
     if config.kind == "resident":
         if config.place == "device" and device.type == "cuda":
             return DeviceStream(shards, config, device)

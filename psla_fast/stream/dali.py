@@ -29,7 +29,7 @@ from psla_fast.shards import Index, ShardError, Shards
 from psla_fast.shards.spec import TAR_BLOCK
 from psla_fast.stream.batch import Batch, BatchShape, StreamConfig
 from psla_fast.stream.plan import BatchPlan
-from psla_fast.stream.rows import Rows, count_frames, describe_rows
+from psla_fast.stream.rows import count_frames, describe_rows
 from psla_fast.stream.slabs import ReaderThreads, Slab
 
 SAMPLES_A_RUN = 8  # of each reader; more fall out of the processor's cache before they are copied
@@ -209,8 +209,7 @@ class DaliStream:
                 chunk = self._start(list(islice(plans, num_batches)), memory)
                 for number, plan in enumerate(ready.plans):
                     rows = describe_rows(self._shards, plan, plan.row_ids, ready.num_frames[number])
-                    moved = Rows(*map(self._move, rows))
-                    yield Batch(plan.clip_ids, its_memory.fbank(number), *moved)
+                    yield Batch(plan.clip_ids, its_memory.fbank(number), *rows.to(self._device))
                 its_memory.release()
         finally:
             for used in self._memories:
@@ -298,11 +297,6 @@ class DaliStream:
             pipeline.set_outputs(*outputs)
         pipeline.build()
         return pipeline
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        if self._device.type != "cuda":
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
 
 
 def load_dali(module: str) -> Any:
