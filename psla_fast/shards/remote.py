@@ -18,6 +18,7 @@ from psla_fast.shards.transports import (
 
 ATTEMPTS = 5
 BACKOFF_SECONDS = 0.5  # before the second attempt; doubled before each further one, with jitter
+LOST_FILES = 3  # so many given up: the server is gone
 MOST_WAIT_SECONDS = 30.0  # also where a server asks for more by Retry-After
 DOWNLOAD_BYTES = 16 * 2**20  # of a whole file at a time
 Result = TypeVar("Result")
@@ -35,7 +36,8 @@ class Fetcher:
         self.url, self.ranges = url.rstrip("/"), ranges
         is_http = url.startswith(("http://", "https://"))
         self._transport: Transport = HttpTransport(self.url) if is_http else FsspecTransport(self.url)
-        self._closed, self._gave_up = threading.Event(), False
+        self._closed = threading.Event()
+        self._gave_up: set[str] = set()
 
     def describe(self, name: str) -> str:
         """Give a file's URL for messages."""
@@ -60,9 +62,12 @@ class Fetcher:
         What `check` raises is taken for a fault of the transfer at first; ShardErrors begin with `where`.
         """
         where = where or f"{self.describe(name)}, offset {start}"
-        self._try(
-            where, lambda: self._transport.fill(name, start, buffers), lambda _: check() if check else None
-        )
+
+        def check_buffers(_: None) -> None:
+            if check:
+                check()
+
+        self._try(name, where, lambda: self._transport.fill(name, start, buffers), check_buffers)
 
     def read_file(
         self, name: str, probe: bool = False, check: Callable[[bytes], None] | None = None
@@ -73,7 +78,7 @@ class Fetcher:
             if check:
                 check(reply[0])
 
-        content, ranges = self._try(self.describe(name), lambda: self._transport.read(name), check_content)
+        content, ranges = self._try(name, "", lambda: self._transport.read(name), check_content)
         if probe:
             self.ranges = ranges
         return content
@@ -81,7 +86,7 @@ class Fetcher:
     def download(self, name: str, file: BinaryIO, size: int, where: str = "") -> None:
         """Write a file of so many bytes to `file`; ShardErrors begin with `where`."""
         if not self.ranges:
-            self._try(where or self.describe(name), lambda: self._transport.copy(name, file))
+            self._try(name, where, lambda: self._transport.copy(name, file))
             return
         content = memoryview(bytearray(min(size, DOWNLOAD_BYTES)))
         for start in range(0, size, DOWNLOAD_BYTES):
@@ -100,16 +105,21 @@ class Fetcher:
         self._transport.close()
 
     def _try(
-        self, where: str, action: Callable[[], Result], check: Callable[[Result], None] = lambda _: None
+        self,
+        name: str,
+        where: str,
+        action: Callable[[], Result],
+        check: Callable[[Result], None] = lambda _: None,
     ) -> Result:
-        """Attempt an action until it succeeds; after a request was given up, others get one attempt."""
-        attempts = 1 if self._gave_up else ATTEMPTS
+        """Attempt an action until it succeeds; what was given up before gets one attempt."""
+        where = where or self.describe(name)
+        attempts = 1 if name in self._gave_up or len(self._gave_up) >= LOST_FILES else ATTEMPTS
         for attempt in range(1, attempts + 1):
             self.pause(0)
             wait, damage = 0.0, None
             try:
                 result = action()
-                self._gave_up = False
+                self._gave_up.discard(name)
                 check(result)
                 return result
             except ShardError as error:
@@ -127,5 +137,5 @@ class Fetcher:
         times = f"{attempts} attempts" if attempts > 1 else "tried again after other requests had failed"
         if damage is not None:
             raise ShardError(f"{damage} ({times})")
-        self._gave_up = True
+        self._gave_up.add(name)
         raise ShardError(f"{where}: {problem} ({times}). Check the server and the network, then go on.")

@@ -48,7 +48,7 @@ class AbsentFault(Fault):
 
     def __init__(self, problem: str) -> None:
         """Say where to look."""
-        super().__init__(problem, advice="Pass the URL of a packed split's folder.")
+        super().__init__(problem, advice="Pass the URL of a packed split whose files are all there.")
 
 
 def is_remote(location: str | PurePath) -> bool:

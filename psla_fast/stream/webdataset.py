@@ -53,7 +53,7 @@ def make_schedule(index: Index, frame_bytes: int, rows: Sequence[Ints], hold_row
     _, area = np.unique(where + offset // BLOCK_BYTES, return_inverse=True)
     earliest = np.full(len(clip), len(used))
     np.minimum.at(earliest, area, first)
-    turn = (first - earliest[area]) // hold_rows  # an area that is needed again much later is read again
+    turn = (first - earliest[area]) // hold_rows  # what is needed much later, too, is read again
     visits = np.lexsort((offset, turn, area))
     is_start = np.ones(len(clip), dtype=bool)
     is_start[1:] = (np.diff(area[visits]) != 0) | (np.diff(turn[visits]) != 0)
@@ -80,15 +80,16 @@ class Epoch:
         """Schedule the plans and start num_threads threads, and as many again where whole shards are kept."""
         self._shards, self._config = shards, config
         self.mirror = shards.mirror.again(keep=bool(config.cache)) if shards.mirror else None
-        hold_rows = 2 * config.lanes * config.shuffle_clips
+        hold_rows = 4 * config.lanes * config.shuffle_clips
         self._schedule = make_schedule(
             shards.index, shards.frame_bytes, [plan.row_ids for plan in plans], hold_rows
         )
         num_blocks = len(self._schedule.first_step)
-        self._uses = self._schedule.uses.copy()
+        self._to_come, self._uses = self._schedule.uses.copy(), self._schedule.uses.copy()
         self._held: dict[int, npt.NDArray[np.uint8]] = {}
         self._fetched = np.zeros(num_blocks, dtype=bool)
         self._next, self._due, self._closed = 0, 0, False
+        self._problem: Exception | None = None
         self._changed = threading.Condition()
         self.held_bytes = self.peak_bytes = 0
         work = [self._fetch_blocks] * config.num_threads
@@ -115,19 +116,23 @@ class Epoch:
     def take(self, clip_id: int) -> npt.NDArray[np.uint8] | None:
         """Wait for a clip's block and count a use of it; None for a clip that isn't in a block now."""
         with self._changed:
-            visit = int(np.searchsorted(self._schedule.clip, clip_id))
-            while visit < len(self._uses) and self._schedule.clip[visit] == clip_id and not self._uses[visit]:
+            clips = self._schedule.clip
+            visit = int(np.searchsorted(clips, clip_id))
+            while visit < len(clips) and clips[visit] == clip_id and not self._to_come[visit]:
                 visit += 1
-            if visit == len(self._uses) or self._schedule.clip[visit] != clip_id:
+            if visit == len(clips) or clips[visit] != clip_id:
                 return None
             block = self._schedule.block[visit]
             if block >= self._due:  # a replacement that its own step isn't near
                 return None
+            self._to_come[visit] -= 1
             while not self._fetched[block] and not self._closed:
                 self._changed.wait()
             if self._closed:
                 raise InterruptedError("closed while reading")
-            self._uses[visit] -= self._uses[visit] > 0
+            if self._problem:
+                raise self._problem
+            self._uses[visit] -= 1
             if self._uses[visit]:
                 return self._held.get(visit)
             stored = self._held.pop(visit, None)
@@ -161,6 +166,8 @@ class Epoch:
                 clips = self._fetch(block)
             except (ShardError, OSError, EOFError):
                 pass  # each clip is tried by itself then, and says what is wrong
+            except Exception as error:
+                self._problem = error
             finally:
                 self._hold(block, clips)
 

@@ -191,7 +191,7 @@ def consume(stream: SlabStream, plan: DrawPlan) -> None:
 
 
 def test_a_split_that_is_not_there_or_is_none_is_one_clear_error(many_shards: Path, server: FolderServer):
-    with pytest.raises(ShardError, match="404 Not Found. Pass the URL of a packed split's folder"):
+    with pytest.raises(ShardError, match="404 Not Found. Pass the URL of a packed split"):
         open_shards(f"{server.url}/nosuch")
     server.fault = lambda *_: "403"
     with pytest.raises(ShardError, match="403 Forbidden"):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -196,11 +197,12 @@ def test_a_split_is_opened_with_few_requests_and_every_byte_asked_for_once(many_
         stream, _ = stream_of(shards, plan.shapes)
         list(stream.batches(plan.batches(0)))
         stream.close()
-        asked = [np.arange(*(int(at) for at in ranged[6:].split("-"))) for _, ranged in server.tars()]
-        names = [path for path, _ in server.tars()]
-        for name in set(names):
-            places = np.concatenate([a for a, n in zip(asked, names, strict=True) if n == name])
-            assert len(np.unique(places)) == len(places)
+    asked = sorted(
+        (path, *(int(place) for place in ranged.removeprefix("bytes=").split("-")))
+        for path, ranged in server.tars()
+    )
+    for (path, _, end), (next_path, start, _) in pairwise(asked):
+        assert path != next_path or start > end
 
 
 def test_an_abandoned_epoch_leaves_nothing_behind_and_the_next_one_is_exact(many_shards: Path):
@@ -248,19 +250,24 @@ def draw_rows(shards: Shards, config: StreamConfig) -> list[npt.NDArray[np.int64
 
 
 @pytest.mark.parametrize("hold_rows", [1, 7, 1000])
-def test_a_schedule_reads_each_visit_once_before_its_use(many_shards: Path, hold_rows: int):
+def test_a_schedule_reads_each_visit_once_before_its_use_and_holds_none_too_long(
+    many_shards: Path, hold_rows: int
+):
     with open_shards(many_shards / "train") as shards:
         rows = draw_rows(shards, CONFIG)
         plan = make_schedule(shards.index, shards.frame_bytes, rows, hold_rows)
         assert Counter(np.repeat(plan.clip, plan.uses).tolist()) == Counter(np.concatenate(rows).tolist())
         assert sorted(plan.visits.tolist()) == list(range(len(plan.clip)))
         assert (np.diff(plan.first_step) >= 0).all()
-        left = plan.uses.copy()
+        left, row = plan.uses.copy(), 0
+        latest: dict[int, int] = {}  # row of a block's first use, or of a visit's last one
         for step, ids in enumerate(rows):
             for clip_id in ids.tolist():
                 visit = next(v for v in np.flatnonzero(plan.clip == clip_id) if left[v])
-                left[visit] -= 1
+                block = -1 - plan.block[visit]
                 assert plan.first_step[plan.block[visit]] <= step
+                assert row - latest.get(visit, latest.setdefault(block, row)) <= hold_rows
+                latest[visit], left[visit], row = row, left[visit] - 1, row + 1
         for block, (first, end) in enumerate(zip(plan.starts[:-1], plan.starts[1:], strict=True)):
             clips = plan.clip[plan.visits[first:end]]
             assert (plan.block[plan.visits[first:end]] == block).all()
