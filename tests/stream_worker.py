@@ -2,6 +2,7 @@
 
 # B clips of a batch, T frames, F mels
 
+import contextlib
 import os
 import pickle
 import signal
@@ -146,6 +147,25 @@ def samples(batch: Batch) -> list[Sample]:
     ]
 
 
+def list_open_files() -> list[str]:
+    """What this process's descriptors point to."""
+    names = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder's own
+            names.append(os.readlink(link))
+    return names
+
+
+def list_children() -> set[int]:
+    """The processes that this one has started and that are there."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == os.getpid():
+                found.add(int(stat.parent.name))
+    return found
+
+
 def start_worker(*words: object, **environment: str) -> subprocess.Popen[str]:
     """Start a task of this module in a process of its own."""
     return subprocess.Popen(
@@ -224,6 +244,7 @@ def share_on_ranks(split: str, out: str) -> None:
         inodes = [words[4] for words in maps if words[-1] == "(deleted)" and "psla-fast" in words[-2]]
         opened.close()
         after = Path("/proc/self/maps").read_text().count("psla-fast-resident")
+        after += sum("psla-fast-resident" in name for name in list_open_files())
         torch.distributed.barrier()
         refusal = refuse_to_share(shards, stream, plan, world.rank)
     result = {

@@ -244,6 +244,7 @@ def end_ranks(ranks: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
     finally:
         for rank in ranks:
             rank.kill()
+            rank.wait()
 
 
 # The saved state holds the first rank's count alone: train/loop.py, _save_last and _resume.

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from psla_fast.sampling import SamplingConfig
 from psla_fast.shards import ShardError, open_shards
 from psla_fast.shards.sums import write_sums
 from psla_fast.stream import Batch, SequentialPlan, StreamConfig, resident
+from psla_fast.stream.batch import Kind
 from tests.stream_worker import (
+    list_children,
+    list_open_files,
     make_plan,
     numbered_fbanks,
     open_on_cpu,
@@ -41,6 +45,7 @@ KINDS = {
     "resident-device": StreamConfig(kind="resident", place="device", num_threads=2),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
+lacks_dali = pytest.mark.skipif(find_spec("nvidia.dali") is None, reason="DALI is not installed")
 
 
 @pytest.fixture
@@ -284,16 +289,18 @@ def test_skipped_clips_are_counted_and_another_draw_stands_in_for_each(
     assert len(set(stand_ins)) > len(stand_ins) / 4  # not one clip for all
 
 
-def test_a_resume_of_a_skipping_stream_by_any_number_of_ranks_continues_exactly(split: Path):
+@pytest.mark.parametrize("kind", ["indexed", "webdataset"])
+def test_a_resume_of_a_skipping_stream_by_any_number_of_ranks_continues_exactly(split: Path, kind: Kind):
     damaged_clips(split)
+    stream = replace(SKIPPING, kind=kind, lanes=3, shuffle_clips=4)
     with open_shards(split) as shards:
 
         def read(start: int, world_size: int) -> list[tuple[list[object], Counter[str]]]:
             plans = [
-                make_plan(shards, SKIPPING, FRAMES, rank=rank, world_size=world_size)
+                make_plan(shards, stream, FRAMES, rank=rank, world_size=world_size)
                 for rank in range(world_size)
             ]
-            ranks = [list(read_batches(shards, plan, SKIPPING, 2, start)) for plan in plans]
+            ranks = [list(read_batches(shards, plan, stream, 2, start)) for plan in plans]
             return [
                 ([s for batch in step for s in samples(batch)], Counter(t for b in step for t in b.skipped))
                 for step in zip(*ranks, strict=True)
@@ -338,41 +345,36 @@ def test_a_split_that_does_not_fit_is_refused_before_it_is_read(split: Path, mon
             read_epoch(split, KINDS[kind])
 
 
-def held_resources() -> tuple[Counter[str], set[int | None], list[str]]:
+def held_resources() -> tuple[Counter[str], set[int | None], set[int]]:
     """Open files, threads and children of this process."""
     gc.collect()
-    files = []
-    for link in Path("/proc/self/fd").iterdir():
-        try:
-            files.append(os.readlink(link))
-        except FileNotFoundError:  # the folder's own
-            continue
-    children = [p.read_text() for p in Path("/proc/self/task").glob("*/children")]
     threads = {thread.native_id for thread in threading.enumerate()}
-    return Counter(files), threads, [text for text in children if text]
+    return Counter(list_open_files()), threads, list_children()
 
 
-@every_kind
+@pytest.mark.parametrize("kind", [*KINDS, "webdataset", pytest.param("dali", marks=lacks_dali)])
 @pytest.mark.parametrize("ending", ["whole", "abandoned", "failed"])
 def test_no_thread_file_or_process_is_left_after_a_stream_is_closed(split: Path, kind: str, ending: str):
-    read_epoch(split, KINDS[kind])  # what is imported or started once
+    others = {name: StreamConfig(kind=name, num_threads=2) for name in ("webdataset", "dali")}
+    stream = {**KINDS, **others}[kind]
+    read_epoch(split, stream)  # what is imported or started once
     before = held_resources()
     if ending == "failed":
         damage_by_deleting(split)
     with open_shards(split) as shards:
-        plan = make_plan(shards, KINDS[kind], FRAMES)
+        plan = make_plan(shards, stream, FRAMES)
         if ending == "failed":
             with pytest.raises(ShardError):
-                list(read_batches(shards, plan, KINDS[kind]))
+                list(read_batches(shards, plan, stream))
         else:
-            stream = open_on_cpu(shards, KINDS[kind], plan.shapes)
-            batches: Iterator[Batch] = stream.batches(plan.batches(1))
+            opened = open_on_cpu(shards, stream, plan.shapes)
+            batches: Iterator[Batch] = opened.batches(plan.batches(1))
             for _ in batches:
                 assert held_resources() != before
                 if ending == "abandoned":
                     break
-            stream.close()
-            del batches, stream
+            opened.close()
+            del batches, opened
     assert held_resources() == before
 
 
