@@ -1,10 +1,8 @@
-"""What benchmarks/stream.py measures: each builds a function that reads clips and returns how many."""
+"""Other libraries in benchmarks/stream.py: each builds a function that reads clips and returns how many."""
 
 # B clips of a batch, T frames, F mels, C classes
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -14,69 +12,18 @@ from torch import Tensor
 
 from psla_fast.classes import compute_targets
 from psla_fast.shards import Shards
-from psla_fast.stream import BatchPlan, BatchShape, StreamConfig, open_stream
 
 Read = Callable[[], int]
 NUM_WORKERS = 2
 
 
-def indexed(
-    shards: Shards, plans: Sequence[BatchPlan], config: StreamConfig, batch_size: int, num_frames: int
-) -> Read:
-    """Ours."""
-    partners = any((plan.partner_ids >= 0).any() for plan in plans)
-    shape = BatchShape(batch_size, num_frames, partners)
-    stream = open_stream(shards, config, [shape], torch.device("cpu"))
-    return lambda: sum(len(batch.clip_ids) for batch in stream.batches(iter(plans)))
-
-
-def bare_pread(
-    shards: Shards, plans: Sequence[BatchPlan], num_threads: int, num_buffers: int, num_frames: int
-) -> Read:
-    """The ceiling: the same members in the same order, all arguments known beforehand, no batch handed over.
-
-    One buffer, written over again and again, may stay in the cache. A loader whose consumer keeps a batch
-    while the next is read needs two.
-    """
-    rows = [np.concatenate([plan.clip_ids, plan.partner_ids[plan.partner_ids >= 0]]) for plan in plans]
-    num_mels, itemsize = shards.fbank_config.num_mels, shards.storage.numpy.itemsize
-    shape = (num_buffers, max(map(len, rows)), num_frames, num_mels)
-    buffers = np.zeros(shape, dtype=shards.storage.numpy)
-    index, targets = shards.index, [[memoryview(row).cast("B") for row in buffer] for buffer in buffers]
-    batches = [
-        [
-            (
-                shards.descriptor(int(index.shard[clip_id])),
-                [target[: min(num_frames, int(index.num_frames[clip_id])) * num_mels * itemsize]],
-                int(index.offset[clip_id]),
-            )
-            for clip_id, target in zip(ids.tolist(), targets[number % num_buffers], strict=False)
-        ]
-        for number, ids in enumerate(rows)
-    ]
-
-    def read_part(first: int) -> None:
-        for batch in batches:
-            for descriptor, target, offset in batch[first::num_threads]:
-                os.preadv(descriptor, target, offset)
-
-    pool = ThreadPoolExecutor(num_threads)
-
-    def read() -> int:
-        list(pool.map(read_part, range(num_threads)))
-        return sum(len(plan.clip_ids) for plan in plans)
-
-    return read
-
-
 def webdataset(
     shards: Shards,
-    num_workers: int,
     shuffle: Literal["none", "clips", "batches too"],
     batch_size: int,
     num_frames: int,
 ) -> Read:
-    """WebDataset over the same tars, one pass; in this process, or as its WebLoader.
+    """WebDataset's WebLoader over the same tars, one pass.
 
     shuffle: none; clips: shards, then clips in a buffer of 1000; batches too: once more behind the loader,
     so that clips of several workers meet in a batch.
@@ -97,11 +44,7 @@ def webdataset(
     dataset = wds.WebDataset(_tars(shards), shardshuffle=len(_tars(shards)) if shuffled else False)
     clips = (dataset.shuffle(1000) if shuffled else dataset).to_tuple("fbank", "labels")
     batches = clips.batched(batch_size, collation_fn=collate)
-    loader = (
-        wds.WebLoader(batches, batch_size=None, num_workers=num_workers, persistent_workers=True)
-        if num_workers
-        else batches
-    )
+    loader = wds.WebLoader(batches, batch_size=None, num_workers=NUM_WORKERS, persistent_workers=True)
     if shuffle == "batches too":
         loader = loader.unbatched().shuffle(1000).batched(batch_size)
     return lambda: sum(len(fbank) for fbank, _ in loader)

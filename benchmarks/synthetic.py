@@ -9,6 +9,7 @@ from psla_fast.classes import Classes, format_classes
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD, FbankConfig
 from psla_fast.shards import Shards, Storage, open_shards
 from psla_fast.shards.index import write_index
+from psla_fast.shards.spec import DtypeName
 from psla_fast.shards.sums import write_sums
 from psla_fast.shards.writer import Origin, ShardWriter
 
@@ -16,8 +17,8 @@ NUM_CLASSES, NUM_SHARDS = 527, 8
 CLIP_FRAMES_10_S = FbankConfig().num_frames(10 * FbankConfig().sample_rate)  # 998
 
 
-def make_shards(folder: Path, num_clips: int) -> Shards:
-    """Open FOLDER/train, a split of num_clips 10 s clips as float16; write it first where it isn't there."""
+def make_shards(folder: Path, num_clips: int, dtype: DtypeName = "float16") -> Shards:
+    """Open FOLDER/train, a split of num_clips 10 s clips; write it first where it isn't there."""
     split = folder / "train"
     if (split / "index.h5").is_file():
         shards = open_shards(split)
@@ -26,7 +27,7 @@ def make_shards(folder: Path, num_clips: int) -> Shards:
         return shards
     split.mkdir(parents=True)
     classes = make_classes(folder)
-    rng, storage, statistics = np.random.default_rng(0), Storage.of("float16"), []
+    rng, storage, statistics = np.random.default_rng(0), Storage.of(dtype), []
     for number, keys in enumerate(np.array_split(np.arange(num_clips), NUM_SHARDS)):
         with ShardWriter(split, number, storage, "synthetic") as writer:
             for key in (f"clip{i}" for i in keys):
