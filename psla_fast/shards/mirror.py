@@ -52,9 +52,9 @@ class Mirror:
         """Tell whether shards are read in the folder."""
         return self.keep or not self.fetcher.ranges
 
-    def again(self, keep: bool) -> "Mirror":
+    def again(self) -> "Mirror":
         """Give the same mirror with requests of its own, which closing it breaks off."""
-        return replace(self, fetcher=Fetcher(self.fetcher.url, self.fetcher.ranges), keep=keep, remove=None)
+        return replace(self, fetcher=Fetcher(self.fetcher.url, self.fetcher.ranges), remove=None)
 
     def close(self) -> None:
         """Break off all requests; remove the folder where it is a temporary one."""
@@ -168,7 +168,7 @@ class Mirror:
 
 
 def open_mirror(url: str, cache: str) -> Mirror:
-    """Fetch a split's sums, index and classes into a folder of `cache`, or a temporary one.
+    """Fetch a split's sums, index and classes into a folder of `cache`, or a temporary one without shards.
 
     Raises ShardError where they can't be had, AbsentError where no split is there.
     """
@@ -187,7 +187,8 @@ def open_mirror(url: str, cache: str) -> Mirror:
         raise
     root = Path(cache).expanduser().absolute() if cache else Path(tempfile.mkdtemp(prefix="psla-fast-"))
     name = hide_secrets(fetcher.url).rpartition("/")[2].replace(":", "_")
-    mirror = Mirror(fetcher, root / hashlib.sha256(content).hexdigest()[:16] / name, parse_sums(content)[0])
+    folder = root / hashlib.sha256(content).hexdigest()[:16] / name
+    mirror = Mirror(fetcher, folder, parse_sums(content)[0], keep=bool(cache))
     if not cache:
         mirror.remove = weakref.finalize(mirror, _remove_folder, root, os.getpid())
     try:

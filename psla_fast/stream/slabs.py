@@ -86,7 +86,7 @@ class Slab:
 
 
 class Reading:
-    """A batch while it is read: `wait` until its parts are done."""
+    """A batch while it is read; `done` is set when all its parts are, well or with an error."""
 
     def __init__(
         self, plan: BatchPlan, slab: Slab, num_frames: npt.NDArray[np.int64], num_parts: int
@@ -107,12 +107,6 @@ class Reading:
             self.error = self.error or error
             if not self._parts_left:
                 self.done.set()
-
-    def wait(self) -> None:
-        """Wait for the whole batch; raise what went wrong."""
-        self.done.wait()
-        if self.error:
-            raise self.error
 
 
 class ReaderThreads:
@@ -184,8 +178,13 @@ class SlabStream:
                     pending.append(self._start(plan, free.popleft()))
                 if not pending:
                     return
-                pending[0].wait()
+                while not pending[0].done.wait(timeout=0.5) and not self._stopped:
+                    continue
+                if self._stopped:
+                    raise InterruptedError("the stream was closed while it read")
                 reading = pending.popleft()
+                if reading.error:
+                    raise reading.error
                 batch, moved = moved or self._make_batch(reading), None
                 if self._side and pending and pending[0].done.is_set() and not pending[0].error:
                     moved = self._make_batch(pending[0])  # its copy runs beside the consumer's work

@@ -79,7 +79,7 @@ class Epoch:
     def __init__(self, shards: Shards, config: StreamConfig, plans: Sequence[BatchPlan]) -> None:
         """Schedule the plans and start num_threads threads, and as many again where whole shards are kept."""
         self._shards, self._config = shards, config
-        self.mirror = shards.mirror.again(keep=bool(config.cache)) if shards.mirror else None
+        self.mirror = shards.mirror.again() if shards.mirror else None
         hold_rows = 4 * config.lanes * config.shuffle_clips
         self._schedule = make_schedule(
             shards.index, shards.frame_bytes, [plan.row_ids for plan in plans], hold_rows
@@ -239,7 +239,7 @@ class BlockSource:
     """A source of slabs: follows an epoch's plans with big reads, remote ones checked and tried again."""
 
     def __init__(self, shards: Shards, config: StreamConfig) -> None:
-        """Read nothing yet. `config.cache` keeps whole shards, in the folder that `open_shards` was given."""
+        """Read nothing yet. Whole shards are kept where `open_shards` was given a cache."""
         self._shards, self._config = shards, config
         self._epoch: Epoch | None = None
         self._closed = False
