@@ -260,7 +260,7 @@ def test_two_ranks_that_skip_count_all_clips_also_over_a_stop(
 
 
 def shared_files() -> set[str]:
-    """What lies in /dev/shm, but for what other tests' packs (joblib) and DALI streams put there meanwhile."""
+    """What lies in /dev/shm, but for what other tests' packs (joblib) and DALI put there."""
     others = ("joblib_", "sem.loky", "psla_fast_dali_")
     return {name for name in os.listdir("/dev/shm") if not name.startswith(others)}
 
