@@ -6,35 +6,34 @@ needed; what is read is the kernel's zero pages. Reads are compared with those o
 
 import os
 import sys
-import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
 import torch
 from record import interleave, paired_ratio, print_table, read_environment, summarise, write_record
-from synthetic import CLIP_FRAMES_10_S, NUM_CLASSES, make_classes
+from scale_split import write_headers, write_sparse_split
+from stream_ours import bare_pread, best_of
 
 from psla_fast.errors import exit_on_user_error
-from psla_fast.fbank import FbankConfig
-from psla_fast.files import write_atomically
 from psla_fast.recipe import parse_flags
 from psla_fast.sampling import SamplingConfig
-from psla_fast.shards import Shards, Storage, open_shards
-from psla_fast.shards.index import write_index
-from psla_fast.shards.spec import TAR_BLOCK, shard_name
-from psla_fast.shards.sums import CLASSES_NAME, format_sums, hash_file
-from psla_fast.shards.writer import Member, ShardStatistics
-from psla_fast.stream import BatchPlan, DrawPlan, PlanConfig, StreamConfig, open_stream
+from psla_fast.shards import Shards, open_shards
+from psla_fast.shards.spec import TAR_BLOCK
+from psla_fast.stream import Batch, BatchPlan, DrawPlan, PlanConfig, StreamConfig, open_stream
+from psla_fast.stream.dali import INDEX_FOLDER, MB, batch_bytes, make_chunk, write_indices
 
-CLIP_BYTES = CLIP_FRAMES_10_S * 128 * 2
-MEMBER_BYTES = TAR_BLOCK + -(-CLIP_BYTES // TAR_BLOCK) * TAR_BLOCK + 2 * TAR_BLOCK  # a clip and its labels
+RATIOS = {
+    "reads, 2M clips/8 shards": ("2M clips", "8 shards"),
+    "reads, 2M clips/pread": ("2M clips", "2M clips, pread"),
+    "pread, 2M clips/8 shards": ("2M clips, pread", "8 shards, pread"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,45 +50,6 @@ class ScaleBenchmark:
     """Rounds, after one to warm up."""
     tiny: bool = False
     """A run of seconds, for CI; its numbers mean nothing and are not kept."""
-
-
-def list_shards(num_clips: int, num_shards: int) -> Iterator[ShardStatistics]:
-    """Give the statistics of each shard, as their writer would."""
-    rng = np.random.default_rng(0)
-    for ids in np.array_split(np.arange(num_clips), num_shards):
-        labels = rng.zipf(1.3, size=(len(ids), 2)) % NUM_CLASSES  # a few classes are common, most rare
-        clips = []
-        for place, (clip_id, pair) in enumerate(zip(ids.tolist(), labels.tolist(), strict=True)):
-            key, offset = f"Y{clip_id:010d}", place * MEMBER_BYTES + TAR_BLOCK
-            sizes = CLIP_BYTES, CLIP_FRAMES_10_S
-            clips.append(Member(key, key, f"{key}.flac", 320_000, offset, *sizes, clip_id, sorted({*pair})))
-        yield ShardStatistics(tar_bytes=len(ids) * MEMBER_BYTES + 2 * TAR_BLOCK, clips=clips)
-
-
-def write_sparse_split(folder: Path, num_clips: int, num_shards: int) -> Path:
-    """Write FOLDER/train: index, sums and empty tars of full size."""
-    split = folder / "train"
-    split.mkdir(parents=True)
-    classes = make_classes(folder)
-    shards = list_shards(num_clips, num_shards)
-    write_index(split, shards, FbankConfig(), Storage.of("float16"), classes)
-    sums = {name: hash_file(split / name) for name in ("index.h5", CLASSES_NAME)}
-    write_atomically(split / "SHA256SUMS", format_sums(sums).encode())
-    with open_shards(split) as opened:
-        for number, size in enumerate(opened.index.shard_bytes.tolist()):
-            with open(split / f"{shard_name(number)}.tar", "wb") as tar:
-                tar.truncate(size)
-    return split
-
-
-def write_headers(shards: Shards, plans: list[BatchPlan]) -> None:
-    """Write the tar headers of the clips that plans read."""
-    for clip_id in np.unique(np.concatenate([plan.row_ids for plan in plans])).tolist():
-        member = tarfile.TarInfo(shards.index.key[clip_id].decode() + ".fbank")
-        member.size = CLIP_BYTES
-        with open(shards.shard_path(int(shards.index.shard[clip_id])), "r+b") as tar:
-            tar.seek(int(shards.index.offset[clip_id]) - TAR_BLOCK)
-            tar.write(member.tobuf(tarfile.USTAR_FORMAT))
 
 
 def peak_memory() -> float:
@@ -112,6 +72,7 @@ def measure_index(split: Path) -> dict[str, float]:
     by_shard = PlanConfig(SamplingConfig(), StreamConfig(kind="webdataset"), 0, 100, 1056)
     DrawPlan(shards, by_shard).draws(1)
     arranged = perf_counter() - drawn
+    indexed = write_epoch_indices(shards, plan)
     shards.close()
     return {
         "index opened, s": opened - start,
@@ -119,14 +80,28 @@ def measure_index(split: Path) -> dict[str, float]:
         "sample weights, s": weighed - opened,
         "draws of an epoch, s": drawn - weighed,
         "the same by shard, with weights, s": arranged,
+        "DALI's index files of an epoch, s": indexed,
     }
 
 
+def write_epoch_indices(shards: Shards, plan: DrawPlan) -> float:
+    """Seconds that the index files of all of an epoch's chunks take, and their removal."""
+    config, plans = StreamConfig(kind="dali"), plan.batches(1)
+    num_batches = config.dali_buffer_mb * MB // batch_bytes(shards, plan.shapes)
+    start = perf_counter()
+    while batches := list(islice(plans, num_batches)):
+        chunk = make_chunk(shards, batches)
+        with tempfile.TemporaryDirectory(dir=INDEX_FOLDER) as folder:
+            sizes = chunk.size + TAR_BLOCK
+            write_indices(folder, shards.index, chunk.clip_ids, sizes, config.num_threads)
+    return perf_counter() - start
+
+
 def measure_reads(config: ScaleBenchmark, folder: Path, split: Path) -> dict[str, list[float]]:
-    """Clips a second from all shards of the large split, and from a split of 8 such shards."""
+    """Clips a second of the large split and of one of 8 such shards, ours and bare preads of the same."""
     per_shard = -(-config.num_clips // config.num_shards)
     small = write_sparse_split(folder / "small", 8 * per_shard, 8)
-    contestants = {}
+    contestants: dict[str, Callable[[], float]] = {}
     for name, path in (("2M clips", split), ("8 shards", small)):
         shards = open_shards(path)
         draws = SamplingConfig(kind="shuffle", mixup_rate=0, num_draws=config.num_reads)
@@ -134,15 +109,22 @@ def measure_reads(config: ScaleBenchmark, folder: Path, split: Path) -> dict[str
         plans = list(plan.batches(1))
         write_headers(shards, plans)
         stream = open_stream(shards, StreamConfig(), plan.shapes, torch.device("cpu"))
-        contestants[name] = partial(read_rate, stream.batches, plans)
-    return interleave(contestants, config.trials)
+        contestants[name] = partial(read_rate, partial(read_all, stream.batches, plans))
+        for threads in (2, 4):
+            read = bare_pread(shards, plans, StreamConfig().read_ahead + 2, threads)
+            contestants[f"{name}, pread, threads={threads}"] = partial(read_rate, read)
+    return best_of(interleave(contestants, config.trials), ", threads=")
 
 
-def read_rate(batches: object, plans: list[BatchPlan]) -> float:
+def read_all(batches: Callable[[Iterator[BatchPlan]], Iterator[Batch]], plans: list[BatchPlan]) -> int:
+    """Read what plans name; returns how many clips."""
+    return sum(len(batch.clip_ids) for batch in batches(iter(plans)))
+
+
+def read_rate(read: Callable[[], int]) -> float:
     """Clips a second of one pass."""
     start = perf_counter()
-    num_clips = sum(len(batch.clip_ids) for batch in batches(iter(plans)))  # type: ignore[operator]
-    return num_clips / (perf_counter() - start)
+    return read() / (perf_counter() - start)  # read is called first
 
 
 def main() -> None:
@@ -161,11 +143,13 @@ def main() -> None:
     print_table(["", "median"], [[name, f"{value:.3g}"] for name, value in measured.items()])
     summary = {name: summarise(values) for name, values in rates.items()}
     print_table(["", "clips/s", "p10", "p90"], [[name, *rate.values()] for name, rate in summary.items()])
-    ratio = paired_ratio(rates["2M clips"], rates["8 shards"])
-    print(f"reads, 2M clips / 8 shards: {ratio['median']:.3g} ({ratio['p10']:.3g} to {ratio['p90']:.3g})")
+    ratios = {name: paired_ratio(rates[a], rates[b]) for name, (a, b) in RATIOS.items()}
+    print_table(
+        ["ratio", "median", "p10", "p90"], [[name, *ratio.values()] for name, ratio in ratios.items()]
+    )
     record = {
         "benchmark": "scale",
-        "ratios": {"reads large/small": ratio["median"]},
+        "ratios": {name: ratio["median"] for name, ratio in ratios.items()},
         "measured": {name: float(f"{value:.4g}") for name, value in measured.items()},
         "clips_per_second": summary,
         "device": "cpu",

@@ -1,7 +1,7 @@
 """Our streams in benchmarks/stream.py, and the ceiling: each builds a function that reads clips."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,26 +33,17 @@ def ours(
     return lambda: sum(len(batch.clip_ids) for batch in stream.batches(iter(batches)))
 
 
-def bare_pread(
-    shards: Shards,
-    mixup_rate: float,
-    num_epochs: int,
-    num_buffers: int,
-    size: tuple[int, int],
-    num_threads: int,
-) -> Read:
+def bare_pread(shards: Shards, plans: Sequence[BatchPlan], num_buffers: int, num_threads: int) -> Read:
     """The ceiling: indexed's members in its order, all arguments known beforehand, no batch handed over."""
-    num_frames, num_mels, itemsize = size[1], shards.fbank_config.num_mels, shards.storage.numpy.itemsize
-    plans = make_plan(shards, StreamConfig(), mixup_rate, num_epochs, *size)[1]
-    rows = [plan.row_ids for plan in plans]
-    shape = (num_buffers, max(map(len, rows)), num_frames, num_mels)
+    rows, num_frames = [plan.row_ids for plan in plans], plans[0].shape.num_frames
+    shape = (num_buffers, max(map(len, rows)), num_frames, shards.fbank_config.num_mels)
     buffers = np.zeros(shape, dtype=shards.storage.numpy)
     index, targets = shards.index, [[memoryview(row).cast("B") for row in buffer] for buffer in buffers]
     batches = [
         [
             (
                 shards.descriptor(int(index.shard[clip_id])),
-                [target[: min(num_frames, int(index.num_frames[clip_id])) * num_mels * itemsize]],
+                [target[: min(num_frames, int(index.num_frames[clip_id])) * shards.frame_bytes]],
                 int(index.offset[clip_id]),
             )
             for clip_id, target in zip(ids.tolist(), targets[number % num_buffers], strict=False)

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from record import interleave
 from stream_contestants import dali, webdataset
-from stream_ours import bare_pread, best_of, drop_cached, ours
+from stream_ours import bare_pread, best_of, drop_cached, make_plan, ours
 from stream_upstream import upstream
 from synthetic import make_shards, make_wavs
 
@@ -68,8 +68,8 @@ def list_warm(config: StreamBenchmark, shards: Shards, wavs: list[Path]) -> Cont
                 found[f"{kind}{suffix}"] = ours(shards, stream, rate, config.epochs, *size)
             except ValueError as error:
                 print(f"{kind} is left out: {error}")
-    one = partial(bare_pread, shards, 0.0, config.epochs, 1, size)
-    found |= {f"pread, one buffer, threads={n}": one(n) for n in THREADS}
+    plans = make_plan(shards, StreamConfig(), 0.0, config.epochs, *size)[1]
+    found |= {f"pread, one buffer, threads={n}": bare_pread(shards, plans, 1, n) for n in THREADS}
     found["webloader"] = webdataset(shards, "none", *size)
     found["webloader shuffled"] = webdataset(shards, "clips", *size)
     found["webloader, reshuffled"] = webdataset(shards, "batches too", *size)
@@ -84,9 +84,9 @@ def list_preads(
     config: StreamBenchmark, shards: Shards, suffix: str, rate: float, epochs: int = 0
 ) -> Contestants:
     """Bare preads by number of threads, into as many batches of memory as indexed keeps."""
-    size, num_buffers = (config.batch_size, config.clip_frames), config.stream.read_ahead + 2
-    read = partial(bare_pread, shards, rate, epochs or config.epochs, num_buffers, size)
-    return {f"pread{suffix}, threads={n}": read(n) for n in THREADS}
+    num_epochs, num_buffers = epochs or config.epochs, config.stream.read_ahead + 2
+    plans = make_plan(shards, StreamConfig(), rate, num_epochs, config.batch_size, config.clip_frames)[1]
+    return {f"pread{suffix}, threads={n}": bare_pread(shards, plans, num_buffers, n) for n in THREADS}
 
 
 def measure(config: StreamBenchmark, folder: Path) -> dict[str, list[float]]:

@@ -233,7 +233,8 @@ def open_shards(path: str | Path, cache: str = "") -> Shards:
     """Open a split's folder or URL, for instance SHARDS/train or s3://bucket/shards/train.
 
     The index and the classes of a remote one are fetched into a folder of `cache`, in which its shards are
-    kept, too, as they are read; without a cache into a temporary one that goes with the split's closing. Raises ShardError that says what is wrong.
+    kept, too, as they are read; without a cache into a temporary one that goes with the split's closing.
+    Raises ShardError that says what is wrong.
     """
     if not is_remote(path):
         return _open_folder(Path(os.path.abspath(path)))  # "." has no parent that holds classes.csv

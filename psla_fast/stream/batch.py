@@ -47,7 +47,7 @@ class StreamConfig:
     the number of ranks."""
     shuffle_clips: int = 500
     """webdataset: a lane's draws move by at most so many places from the shards' own order."""
-    dali_buffer_mb: int = 1024
+    dali_buffer_mb: int = 2048
     """dali: memory for the batches that are read together and put back into draw order; it is taken twice."""
 
     def __post_init__(self) -> None:

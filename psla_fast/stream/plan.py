@@ -3,9 +3,11 @@
 # D draws of an epoch, G clips of the smallest global batch, B clips of a rank's batch, R rows of its slab
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +52,8 @@ class BatchPlan:
             ids = self.draws.partner_ids[self.draws.partner_ids >= 0]
             of_partner = self.positions[self.partner_ids >= 0][row - len(self.clip_ids)]
             position = int((self.draws.partner_ids[:of_partner] >= 0).sum())
-        return int(ids[(position + attempt * (len(ids) // 7 + 1)) % len(ids)])
+        stride = next(n for n in count(len(ids) // 7 + 1) if math.gcd(n, len(ids)) == 1)  # visits all draws
+        return int(ids[(position + attempt * stride) % len(ids)])
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class DeviceStream:
         first = torch.from_numpy(starts)
         if self._device.type == "cuda":
             first = first.pin_memory().to(self._device, non_blocking=True)
-        fbank = self._fbank[(first[:, None] + at) * inside] * inside[:, :, None]
+        fbank = self._fbank[(first[:, None] + at) * inside].masked_fill_(~inside[:, :, None], 0)
         return Batch(plan.clip_ids, fbank, *rows)
 
 

@@ -104,6 +104,7 @@ class Trainer:
         """Run the epoch's steps from `state.step` on; returns the mean loss over all its steps and ranks."""
         config, state, num_steps = self.config, self.state, self.plan.num_steps(epoch)
         self.ddp.train()
+        skipped = state.skipped
         loss_sum = torch.tensor(state.loss_sum, device=self.world.device, dtype=torch.float64)
         saved = time.monotonic()
         for step, batch in enumerate(batches, start=state.step):
@@ -111,7 +112,9 @@ class Trainer:
             loss = self._step(epoch, step, lr, batch)
             loss_sum += loss
             state.updates += 1
-            self._note_skipped(progress, batch)
+            if batch.skipped and not skipped:
+                progress.say(f"skipped: {batch.skipped[0]}")
+            skipped += len(batch.skipped)
             logs = (step + 1) % config.log_every_steps == 0 or step + 1 == num_steps
             if logs:
                 self._log_step(progress, epoch, step, self._mean_over_ranks(loss), lr)
@@ -120,11 +123,13 @@ class Trainer:
                 stop, save = self._agree(self.stop_signal, int(due))
                 if stop or save:
                     state.step, state.loss_sum = step + 1, self._mean_over_ranks(loss_sum)
+                    state.skipped = self._sum_over_ranks(skipped)
                     self._check_finite(state.loss_sum, epoch, step)
                     self._save_last()
                     saved = time.monotonic()
                 if stop:
                     raise Stopped(signal.Signals(stop).name)
+        state.skipped = self._sum_over_ranks(skipped)
         return self._mean_over_ranks(loss_sum) / num_steps
 
     def _step(self, epoch: int, step: int, lr: float, batch: Batch) -> Tensor:
@@ -158,15 +163,11 @@ class Trainer:
         if self.world.is_first:
             self.folder.log(row)
 
-    def _note_skipped(self, progress: Progress, batch: Batch) -> None:
-        """Count the clips of a batch that couldn't be read; say what was wrong with the first of an epoch."""
-        for text in batch.skipped:
-            if not self.state.skipped:
-                progress.say(f"skipped: {text}")
-            self.state.skipped += 1
-
     def _mean_over_ranks(self, value: Tensor) -> float:
         return float(sum_over_ranks(value.clone(), self.world)) / self.world.size
+
+    def _sum_over_ranks(self, count: int) -> int:
+        return int(sum_over_ranks(torch.tensor(count, device=self.world.device), self.world))
 
     def _check_finite(self, loss: float, epoch: int, step: int) -> None:
         if not np.isfinite(loss):
@@ -216,11 +217,10 @@ class Trainer:
                 f"{self.scored[0][0]} loss {val_loss:.4f}  {metrics[0]}{' (best)' if is_best else ''}  "
                 f"ensemble mAP {ensemble[0].mean_ap:.6f}"
             )
-        skipped = int(sum_over_ranks(torch.tensor(state.skipped, device=self.world.device), self.world))
-        if skipped:
-            progress.say(f"epoch {epoch}: {skipped} clips couldn't be read, other draws stood in for them")
+        if state.skipped:
+            progress.say(f"epoch {epoch}: {state.skipped} clips couldn't be read, other draws stood in")
             if self.world.is_first:
-                self.folder.log({"epoch": epoch, "skipped": skipped})
+                self.folder.log({"epoch": epoch, "skipped": state.skipped})
         state.epoch, state.step, state.loss_sum, state.skipped = epoch + 1, 0, 0.0, 0
         if self.world.is_first:
             self._save_last()

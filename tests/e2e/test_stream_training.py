@@ -247,8 +247,6 @@ def end_ranks(ranks: list[subprocess.Popen[str]]) -> list[tuple[str, str]]:
             rank.wait()
 
 
-# The saved state holds the first rank's count alone: train/loop.py, _save_last and _resume.
-@pytest.mark.xfail(reason="a resume forgets what the other ranks had skipped in that epoch")
 def test_two_ranks_that_skip_count_all_clips_also_over_a_stop(
     damaged: tuple[Path, list[int]], tmp_path: Path
 ):
