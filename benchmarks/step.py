@@ -18,7 +18,7 @@ import torch
 from record import interleave, paired_ratio, print_table, read_environment, summarise, write_record
 from roofline import NUM_CLASSES, compute_roofline, count_convolution_outputs, measure_copy_bandwidth
 from step_buckets import measure_buckets
-from step_ours import build_our_step, timed
+from step_ours import build_our_step, on_synthetic, timed
 from step_upstream import build_upstream_step
 
 from psla_fast.evaluate import resolve_precision
@@ -37,7 +37,8 @@ def measure(name: str, args: argparse.Namespace, device: torch.device, precision
         "upstream": build_upstream_step(f"efficientnet-{name}", NUM_CLASSES, x, y)
     }
     for mode in args.compile:
-        ways[f"ours/{mode}"] = partial(build_our_step(model, device, precision, mode), batch, frames)
+        step = on_synthetic(build_our_step(model, device, precision, mode), device)
+        ways[f"ours/{mode}"] = partial(step, batch, frames)
     compile_seconds = {}
     for way, step in ways.items():
         start = time.perf_counter()
@@ -97,7 +98,7 @@ def main() -> None:
     ratios = {k: v for result in measured.values() for k, v in result.pop("ratios").items()}  # type: ignore[attr-defined]
     if args.buckets:
         model = ModelConfig(name=f"efficientnet_{args.models[0]}", mask_padding=True)
-        step = build_our_step(model, device, precision, "none")
+        step = on_synthetic(build_our_step(model, device, precision, "none"), device)
         smallest = max(1, args.batch // 4)
 
         def run_step(batch: int, frames: int) -> float:

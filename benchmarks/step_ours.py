@@ -1,4 +1,4 @@
-"""Our training step on synthetic batches that lie on the device, as Trainer._step does it."""
+"""Our training step, as Trainer._step does it, and synthetic batches for it that lie on the device."""
 
 # B clips of a batch, T frames
 
@@ -14,11 +14,11 @@ from psla_fast.evaluate import autocast
 from psla_fast.models import ModelConfig, build_model, use_channels_last
 from psla_fast.train.optim import OptimConfig, build_optimizer, compute_loss
 
+Step = Callable[[StoredBatch, torch.Tensor], None]
 
-def build_our_step(
-    config: ModelConfig, device: torch.device, precision: str, mode: str
-) -> Callable[[int, int], None]:
-    """Return a call (B, T) that does what Trainer._step does, on a synthetic slab of clips and partners."""
+
+def build_our_step(config: ModelConfig, device: torch.device, precision: str, mode: str) -> Step:
+    """Return a call that does what Trainer._step does with a batch on the device and its uniforms."""
     model = build_model(config, NUM_CLASSES).to(device).train()
     use_channels_last(model)
     optimizer = build_optimizer(OptimConfig(), model)
@@ -27,19 +27,24 @@ def build_our_step(
         compile_mode = "max-autotune-no-cudagraphs" if mode == "max" else "default"
         model.compile(mode=compile_mode)
         prepare = torch.compile(augment, mode=compile_mode)
-    make_slab = lru_cache(partial(build_slab, device))
 
-    def step(batch: int, frames: int) -> None:
-        slab, uniforms = make_slab(batch, frames)
-        x, mixed = prepare(slab, uniforms, AugmentConfig(), InputSpec(frames, 128, 0.0, -4.6476, 4.5699))
+    def step(slab: StoredBatch, uniforms: torch.Tensor) -> None:
+        spec = InputSpec(slab.fbank.shape[1], 128, 0.0, -4.6476, 4.5699)
+        x, mixed = prepare(slab, uniforms, AugmentConfig(), spec)
         with autocast(precision, device):  # type: ignore[arg-type]
-            scores = model(x, *((slab.num_frames[:batch],) if config.mask_padding else ()))
+            scores = model(x, *((slab.num_frames[: len(x)],) if config.mask_padding else ()))
         loss = compute_loss(scores, mixed)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
     return step
+
+
+def on_synthetic(step: Step, device: torch.device) -> Callable[[int, int], None]:
+    """Turn a step into a call (B, T) on random batches, one for each shape."""
+    make_slab = lru_cache(partial(build_slab, device))
+    return lambda batch, frames: step(*make_slab(batch, frames))
 
 
 def build_slab(device: torch.device, batch: int, frames: int) -> tuple[StoredBatch, torch.Tensor]:

@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
     [
         ("pack", {"wav ours/upstream", "mp3 ours/decode", "two workers/one"}),
         ("stream", {"indexed/upstream", "indexed/pread"}),
-        ("step", {"b0@64 ours/upstream", "b0@64 ours/roofline"}),
+        ("stream_device", {"indexed/one batch", "webdataset/one batch"}),
+        ("scale", {"reads, 2M clips/pread"}),
+        ("step", {"b0@64 ours/upstream", "b0@64 ours/roofline", "buckets, equal frames / padded"}),
     ],
 )
 def test_a_benchmark_prints_its_record_last(name: str, ratios: set[str]):
