@@ -38,7 +38,7 @@ def start_world(device: DeviceName) -> World:
     place = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(place)
-        torch.backends.cudnn.benchmark = True  # shapes are fixed
+        torch.backends.cudnn.benchmark = True  # shapes are few
     if "WORLD_SIZE" not in os.environ:
         return World(0, 1, place)
     dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)

@@ -43,7 +43,13 @@ def autocast(
 
 
 def score_shards(
-    model: nn.Module, shards: Shards, spec: InputSpec, batch_size: int, precision: Precision, world: World
+    model: nn.Module,
+    shards: Shards,
+    spec: InputSpec,
+    batch_size: int,
+    precision: Precision,
+    world: World,
+    check_crc: bool = False,
 ) -> Tensor:
     """Score every clip of a split: (N, C) float32 on the CPU, in index order, the same on every rank.
 
@@ -57,12 +63,10 @@ def score_shards(
         shards.index.num_frames, batch_size, spec.buckets or (spec.clip_frames,), world.rank, world.size
     )
     storage, context = shards.storage, autocast(resolve_precision(precision, world.device), world.device)
-    stream = open_stream(
-        shards,
-        StreamConfig("webdataset" if shards.remote else "indexed", read_ahead=2),
-        plan.shapes,
-        world.device,
-    )
+    reading = StreamConfig(read_ahead=2, check_crc=check_crc)
+    if shards.remote:  # in the order of the index, so clips needn't wait long in memory
+        reading = StreamConfig("webdataset", read_ahead=2, lanes=1, shuffle_clips=64)
+    stream = open_stream(shards, reading, plan.shapes, world.device)
     masks_padding = getattr(model, "mask_padding", False)
     local = torch.empty(len(plan.clip_ids), len(shards.classes), device=world.device)
     try:
@@ -84,12 +88,12 @@ def check_compatible(card: Card, shards: Shards, path: Path) -> None:
     """Raise ValueError where shards don't hold what a checkpoint's model hears and names."""
     if card.classes.mids != shards.classes.mids:
         raise ValueError(
-            f"{path} was trained on other classes ({len(card.classes)}) than {shards.folder} has "
+            f"{path} was trained on other classes ({len(card.classes)}) than {shards.location} has "
             f"({len(shards.classes)})."
         )
     if card.fbank != shards.fbank_config:
         raise ValueError(
-            f"{path} hears {card.fbank}, {shards.folder} holds {shards.fbank_config}. Pack again."
+            f"{path} hears {card.fbank}, {shards.location} holds {shards.fbank_config}. Pack again."
         )
 
 

@@ -87,7 +87,7 @@ def replace_labels(shards: Shards, table: LabelTable) -> None:
     if missing or unknown:
         example = f"{missing[0]} has no row" if missing else f"{unknown[0]} is no clip of it"
         raise ValueError(
-            f"{table.path}: {len(missing)} of {len(shards)} clips of {shards.folder} have no row, "
+            f"{table.path}: {len(missing)} of {len(shards)} clips of {shards.location} have no row, "
             f"{len(unknown)} rows are of other clips ({example}). Give a table of just these clips."
         )
     order = np.array([row[key] for key in shards.keys], dtype=np.int64)

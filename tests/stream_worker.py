@@ -195,7 +195,7 @@ def read_slowly(seconds: float) -> None:
 def stream_slowly(split: str, kind: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     read_slowly(0.5)
-    stream = StreamConfig(kind=kind, place="host", num_threads=2)  # type: ignore[arg-type]
+    stream = StreamConfig(kind=kind, num_threads=2)  # type: ignore[arg-type]
     with open_shards(split) as shards:
         for _ in read_batches(shards, make_plan(shards, stream, 40), stream):
             pass
@@ -213,7 +213,7 @@ def train_slowly(*words: str) -> None:
 
 def measure_memory(split: str, kind: str) -> None:
     """Print the resident memory in bytes after each of 25 epochs."""
-    stream = StreamConfig(kind=kind, place="host", num_threads=2)  # type: ignore[arg-type]
+    stream = StreamConfig(kind=kind, num_threads=2)  # type: ignore[arg-type]
     with open_shards(split) as shards:
         plan = make_plan(shards, stream, 40)
         opened = open_on_cpu(shards, stream, plan.shapes)

@@ -23,15 +23,15 @@ class StreamConfig:
     num_threads: int = 4
     """Reading threads of a rank (dali: readers; webdataset: requests at a time)."""
     read_ahead: int = 4
-    """Batches read ahead."""
+    """Batches read ahead (indexed, webdataset, resident in host memory)."""
     check_crc: bool = False
-    """Check each clip's crc32 where the whole clip is read (webdataset checks remote clips always)."""
+    """Check the crc32 of each clip that is read whole, in evaluation too; remote clips always are checked."""
     on_error: Literal["raise", "skip"] = "raise"
     """What a clip that can't be read does while training: stop the run, or be counted and replaced by another
     draw of the epoch. indexed and webdataset only."""
     buckets: tuple[int, ...] = ()
     """Lengths in frames, ascending, the last one input.clip_frames: batches of near-equal lengths, padded to
-    the smallest that holds their clips. None: every batch has input.clip_frames."""
+    the smallest that holds their clips. Empty: every batch has input.clip_frames."""
     bucket_by: Literal["frames", "clips"] = "frames"
     """What batches of all buckets have in common. clips: optim.batch_size clips; frames: about as many frames
     as optim.batch_size of the longest bucket, so short clips come in multiples of that."""
@@ -41,14 +41,15 @@ class StreamConfig:
     """Where resident keeps the split: on each rank's device, in each rank's host memory, or once a machine in
     host memory that its ranks share."""
     cache: str = ""
-    """Folder in which webdataset keeps whole shards, checked, for the next epoch. None: nothing is kept."""
+    """Folder in which webdataset keeps whole remote shards, checked, for the next epoch; empty: nowhere."""
     lanes: int = 8
     """webdataset: parts of an epoch read side by side; a global batch has clips of each. Best a multiple of
     the number of ranks."""
     shuffle_clips: int = 500
-    """webdataset: a lane's draws move by at most so many places from the shards' own order."""
+    """webdataset: a lane's draws move by at most so many places from the shards' own order. About lanes ×
+    shuffle_clips clips are held in memory."""
     dali_buffer_mb: int = 2048
-    """dali: memory for the batches that are read together and put back into draw order; it is taken twice."""
+    """dali: memory, the device's, of batches that are read together and put into draw order; taken twice."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -66,6 +67,10 @@ class StreamConfig:
             raise ValueError(f"stream.buckets is {list(self.buckets)}; give ascending numbers of frames.")
         if self.kind in ("resident", "dali") and self.on_error == "skip":
             raise ValueError(f"stream.kind {self.kind} can't skip clips. Use --stream.kind indexed.")
+        if self.cache and self.kind != "webdataset":
+            raise ValueError(f"stream.cache is for --stream.kind webdataset, not {self.kind}. Leave it out.")
+        if self.place != "device" and self.kind != "resident":
+            raise ValueError(f"stream.place is for --stream.kind resident, not {self.kind}. Leave it out.")
         if self.kind == "dali" and self.check_crc:
             raise ValueError("stream.kind dali can't check crc32. Use --stream.kind indexed.")
 

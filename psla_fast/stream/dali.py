@@ -117,6 +117,7 @@ class DeviceMemory:
         if device.type == "cuda":
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._used = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.release()  # others may have had this memory
 
     def outputs(self, stored: Any, row_bytes: int) -> list[Any]:
         """Give what the pipeline returns of a reader's samples: headers on the host, rows on the device."""
@@ -203,6 +204,10 @@ class DaliStream:
         chunk = self._start(list(islice(plans, num_batches)), memory)
         try:
             while chunk:
+                while not wait([chunk.done], timeout=0.5).done and not self._stopped:
+                    continue
+                if self._stopped:
+                    raise InterruptedError("the stream was closed while it read")
                 chunk.done.result()
                 ready, its_memory, memory = chunk, memory, next(memories)
                 num_batches = min(2 * num_batches, self._most)
@@ -216,7 +221,7 @@ class DaliStream:
                 used.release()
             if chunk:
                 chunk.stopped.set()
-                if not wait([chunk.done], timeout=1).done:
+                if not wait([chunk.done], timeout=1).done and memory in self._memories:
                     self._memories.remove(memory)  # a read that hangs may still write there
 
     def _take_memory(self) -> Memory:

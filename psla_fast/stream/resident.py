@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar, cast
@@ -27,6 +28,7 @@ DEVICE_SHARE = 0.8  # of the free device memory; the rest is for the model
 HOST_SHARE = 0.9
 CLIPS_A_TASK = 64
 STAGING_BYTES = 2**28
+LOAD_TIMEOUT = timedelta(hours=2)
 Item = TypeVar("Item")
 
 
@@ -51,7 +53,9 @@ class HostSource:
         if config.place == "shared" and dist.is_initialized():
             memory = _share_memory(shards, self._layout, config)
         else:
-            _check_fits(shards, self._layout.num_bytes, *_host_memory())
+            ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+            hint = "--stream.place shared, " if ranks > 1 else ""
+            _check_fits(shards, self._layout.num_bytes * ranks, *_host_memory(), hint)
             memory = mmap.mmap(-1, max(1, self._layout.num_bytes))
             _read(shards, self._layout, 0, len(shards), memoryview(memory), config)
         self._bytes = np.frombuffer(memory, dtype=np.uint8)
@@ -141,12 +145,12 @@ def _read_to_device(shards: Shards, layout: _Layout, target: Tensor, config: Str
         target[start:stop].copy_(torch.from_numpy(staging))
 
 
-def _check_fits(shards: Shards, num_bytes: int, where: str, free: int, share: float) -> None:
+def _check_fits(shards: Shards, num_bytes: int, where: str, free: int, share: float, hint: str = "") -> None:
     """Raise ValueError where a split needs more than a share of the free memory."""
     if num_bytes > share * free:
         raise ValueError(
             f"{shards.folder} takes {num_bytes / 1e9:.2f} GB as it is stored, {where} has "
-            f"{free / 1e9:.2f} GB free. Use --stream.kind indexed, or pack as uint8."
+            f"{free / 1e9:.2f} GB free. Use {hint}--stream.kind indexed, or pack as uint8."
         )
 
 
@@ -155,8 +159,9 @@ def _share_memory(shards: Shards, layout: _Layout, config: StreamConfig) -> mmap
 
     The memory has no name in any file system, so nothing stays behind however the ranks end.
     """
+    group = dist.new_group(backend="gloo", timeout=LOAD_TIMEOUT)  # the others wait while one loads
     host = (socket.gethostname(), Path("/proc/sys/kernel/random/boot_id").read_text())
-    hosts = _gather(host)
+    hosts = _gather(host, group)
     is_leader = hosts.index(host) == dist.get_rank()
     file, problem, memory = -1, "", None
     if is_leader:
@@ -168,7 +173,7 @@ def _share_memory(shards: Shards, layout: _Layout, config: StreamConfig) -> mmap
             _read(shards, layout, 0, len(shards), memoryview(memory), config)
         except (ValueError, OSError) as error:  # ShardError is a ValueError
             problem = str(error)
-    offers = _gather((os.getpid(), file, problem))
+    offers = _gather((os.getpid(), file, problem), group)
     pid, shared, problem = offers[hosts.index(host)]
     problems = [text for _, _, text in offers if text]
     if not problems and memory is None:
@@ -177,7 +182,8 @@ def _share_memory(shards: Shards, layout: _Layout, config: StreamConfig) -> mmap
                 memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
             problem = f"the memory of process {pid} can't be shared ({error}). Use --stream.place host."
-    problems += [text for text in _gather(problem) if text]
+    problems += [text for text in _gather(problem, group) if text]
+    dist.destroy_process_group(group)
     if file >= 0:
         os.close(file)
     if problems or memory is None:
@@ -185,10 +191,10 @@ def _share_memory(shards: Shards, layout: _Layout, config: StreamConfig) -> mmap
     return memory
 
 
-def _gather(value: Item) -> list[Item]:
+def _gather(value: Item, group: dist.ProcessGroup | None) -> list[Item]:
     """Give every rank's value."""
     values: list[Item | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return cast(list[Item], values)
 
 

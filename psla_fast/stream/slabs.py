@@ -188,7 +188,7 @@ class SlabStream:
                 batch, moved = moved or self._make_batch(reading), None
                 if self._side and pending and pending[0].done.is_set() and not pending[0].error:
                     moved = self._make_batch(pending[0])  # its copy runs beside the consumer's work
-                yield self._hand_over(batch)
+                yield self._hand_over(batch, reading.slab)
                 lent.append(reading.slab)
                 if len(lent) > 1:  # the batch before this one is done with
                     free.append(lent.popleft())
@@ -260,11 +260,11 @@ class SlabStream:
             slab.copied.record(self._side)
         return Batch(clip_ids, fbank, *copied, skipped)
 
-    def _hand_over(self, batch: Batch) -> Batch:
-        """Let the consumer's stream wait for the copy."""
-        if self._side is not None:
+    def _hand_over(self, batch: Batch, slab: Slab) -> Batch:
+        """Let the consumer's stream wait for this batch's copy, not for the next one's."""
+        if slab.copied is not None:
             current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._side)
+            current.wait_event(slab.copied)
             for tensor in (batch.fbank, batch.num_frames, batch.targets, batch.partner_row, batch.lam):
                 tensor.record_stream(current)
         return batch

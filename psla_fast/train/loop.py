@@ -23,7 +23,7 @@ from psla_fast.labels import read_labels, replace_labels
 from psla_fast.metrics import compute_metrics
 from psla_fast.models import build_model, use_channels_last
 from psla_fast.scores import add_epoch_scores
-from psla_fast.shards import Shards, exists_split, join, open_shards
+from psla_fast.shards import ShardError, Shards, exists_split, is_remote, join, open_shards
 from psla_fast.stream import Batch, DrawPlan, PlanConfig, explain_difference, open_stream
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.optim import build_optimizer, compute_loss, compute_lr
@@ -101,19 +101,21 @@ class Trainer:
         self._finish_run(progress)
 
     def _train_epoch(self, epoch: int, progress: Progress, batches: Iterator[Batch]) -> float:
-        """Run the epoch's steps from `state.step` on; returns the mean loss over all its steps and ranks."""
+        """Run the epoch's steps from `state.step` on; returns the mean loss over all its clips."""
         config, state, num_steps = self.config, self.state, self.plan.num_steps(epoch)
         self.ddp.train()
         skipped = state.skipped
+        sizes = self.plan.batch_sizes(epoch)
+        shares = sizes / sizes.mean()  # with length buckets a batch may hold more clips than another
         loss_sum = torch.tensor(state.loss_sum, device=self.world.device, dtype=torch.float64)
         saved = time.monotonic()
         for step, batch in enumerate(batches, start=state.step):
             lr = compute_lr(config.optim, epoch, state.updates)
             loss = self._step(epoch, step, lr, batch)
-            loss_sum += loss
+            loss_sum += loss * float(shares[step])
             state.updates += 1
             if batch.skipped and not skipped:
-                progress.say(f"skipped: {batch.skipped[0]}")
+                print(f"rank {self.world.rank} skipped: {batch.skipped[0]}", flush=True)
             skipped += len(batch.skipped)
             logs = (step + 1) % config.log_every_steps == 0 or step + 1 == num_steps
             if logs:
@@ -246,9 +248,10 @@ class Trainer:
     def _score(self) -> list[tuple[Tensor, Tensor]]:
         """Scores and targets of each scored split."""
         batch_size, precision = self.config.optim.batch_size // self.world.size, self.config.precision
+        check_crc = self.config.stream.check_crc
         return [
             (
-                score_shards(self.model, shards, self.spec, batch_size, precision, self.world),
+                score_shards(self.model, shards, self.spec, batch_size, precision, self.world, check_crc),
                 torch.from_numpy(shards.targets(np.arange(len(shards)))),
             )
             for _, shards in self.scored
@@ -281,6 +284,8 @@ class Trainer:
         if not self.folder.last.is_file():
             return
         checkpoint = load_checkpoint(self.folder.last)
+        if not isinstance(checkpoint.extra["draws"], dict):
+            raise ValueError(f"{self.folder.last} is of an older version. Use another --run.")
         if difference := explain_difference(checkpoint.extra["draws"], self.plan.identity):
             raise ValueError(
                 f"{self.folder.last} was trained on other draws ({difference}). Pass the same data and "
@@ -330,16 +335,21 @@ def _note_signal(trainer: Trainer, number: int, _: FrameType | None) -> None:
 def _open_splits(config: TrainConfig) -> tuple[Shards, list[tuple[str, Shards]]]:
     """Open the training split and those to score: val, and eval where there is such a folder."""
     data, cache = config.data, config.stream.cache
-    train = open_shards(join(data.shards, data.train), cache)
-    if train.remote and config.stream.kind != "webdataset":
+    if is_remote(data.shards) and config.stream.kind != "webdataset":
         raise ValueError(
-            f"{data.shards} is remote; --stream.kind {config.stream.kind} reads local shards. Use webdataset."
+            f"--data.shards is a URL, --stream.kind {config.stream.kind} reads local shards. Use webdataset."
         )
+    if cache and not is_remote(data.shards):
+        raise ValueError(f"--stream.cache keeps remote shards, {data.shards} is local. Leave it out.")
+    train = open_shards(join(data.shards, data.train), cache)
     if data.labels:
         replace_labels(train, read_labels(Path(data.labels), train.classes))
     names = [data.val]
-    if data.eval != data.val and exists_split(join(data.shards, data.eval)):
-        names.append(data.eval)
+    try:
+        if data.eval != data.val and exists_split(join(data.shards, data.eval)):
+            names.append(data.eval)
+    except ShardError as error:
+        raise ValueError(f"{error} Or score {data.val} alone: --data.eval {data.val}.") from error
     scored = [(name, open_shards(join(data.shards, name), cache)) for name in names]
     for _, shards in scored:
         clips_of_class = np.bincount(shards.index.indices, minlength=len(shards.classes))

@@ -78,6 +78,8 @@ class RunFolder:
             differing = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_KEYS)]
             if differing:
                 key = differing[0]
+                if key not in before:
+                    raise ValueError(f"{self.path} was begun by an older version. Use another --run.")
                 raise ValueError(
                     f"{self.path} was begun with {key} = {before.get(key)!r}, now it is {now[key]!r} "
                     f"({len(differing)} keys differ). Use the same settings, or another --run."

@@ -1,5 +1,6 @@
 """What differs on a GPU: pinned slabs and copies, autocast, compiled kernels. Skipped where there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +28,34 @@ def test_fbanks_on_the_gpu_are_those_of_the_cpu():
     assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-3)
 
 
-def test_batches_on_the_gpu_are_those_of_the_cpu(packed: Path):
+@pytest.mark.parametrize("buckets", [(), (40, 120)])
+@pytest.mark.parametrize("kind", ["indexed", "resident", "resident in host memory", "dali", "webdataset"])
+def test_batches_on_the_gpu_are_those_of_the_cpu(packed: Path, kind: str, buckets: tuple[int, ...]):
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
+    options = {"place": "host"} if "host" in kind else {}
+    config = StreamConfig(kind=kind.split()[0], buckets=buckets, dali_buffer_mb=1, **options)  # type: ignore[arg-type]
     with open_shards(packed / "train") as shards:
-        plan = DrawPlan(shards, PlanConfig(SamplingConfig(), StreamConfig(), 0, 8, 120))
-        streams = [
-            open_stream(shards, StreamConfig(), plan.shapes, device) for device in (torch.device("cpu"), CUDA)
-        ]
+        plan = DrawPlan(shards, PlanConfig(SamplingConfig(), config, 0, 8, 120))
+        reference = replace(config, kind="webdataset" if kind == "webdataset" else "indexed", place="device")
+        here = open_stream(shards, reference, plan.shapes, torch.device("cpu"))
+        there = open_stream(shards, config, plan.shapes, CUDA)
         try:
-            pairs = zip(*(stream.batches(plan.batches(1)) for stream in streams), strict=True)
-            for here, there in pairs:
-                assert there.fbank.device == CUDA
-                assert torch.equal(here.fbank, there.fbank.cpu())
-                assert torch.equal(here.partner_row, there.partner_row.cpu())
-                assert torch.equal(here.targets, there.targets.cpu())
+            next(there.batches(plan.batches(1)))  # an epoch that is broken off at once
+            for epoch in (1, 2):
+                pairs = zip(
+                    here.batches(plan.batches(epoch)), there.batches(plan.batches(epoch)), strict=True
+                )
+                for ours, theirs in pairs:
+                    assert theirs.fbank.device == CUDA
+                    torch.cuda._sleep(10_000_000)  # the device is still busy when the batch is used
+                    fbank = theirs.fbank * 1
+                    assert torch.equal(ours.fbank, fbank.cpu())
+                    for name in ("num_frames", "targets", "partner_row", "lam"):
+                        assert torch.equal(getattr(ours, name), getattr(theirs, name).cpu())
         finally:
-            for stream in streams:
-                stream.close()
+            here.close()
+            there.close()
 
 
 def test_compiled_augmentation_on_the_gpu_is_the_eager_one_of_the_cpu():
