@@ -27,10 +27,25 @@ def make_plan(
 def ours(
     shards: Shards, config: StreamConfig, mixup_rate: float, num_epochs: int, batch_size: int, num_frames: int
 ) -> Read:
-    """Our stream of a kind."""
+    """Our stream of a kind, from its second pass on."""
     plan, batches = make_plan(shards, config, mixup_rate, num_epochs, batch_size, num_frames)
     stream = open_stream(shards, config, plan.shapes, torch.device("cpu"))
     return lambda: sum(len(batch.clip_ids) for batch in stream.batches(iter(batches)))
+
+
+def first_pass(
+    shards: Shards, config: StreamConfig, mixup_rate: float, batch_size: int, num_frames: int
+) -> Read:
+    """Our stream of a kind, each time a fresh one."""
+    plan, batches = make_plan(shards, config, mixup_rate, 1, batch_size, num_frames)
+
+    def read() -> int:
+        stream = open_stream(shards, config, plan.shapes, torch.device("cpu"))
+        num_clips = sum(len(batch.clip_ids) for batch in stream.batches(iter(batches)))
+        stream.close()
+        return num_clips
+
+    return read
 
 
 def bare_pread(shards: Shards, plans: Sequence[BatchPlan], num_buffers: int, num_threads: int) -> Read:

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from record import interleave
 from stream_contestants import dali, webdataset
-from stream_ours import bare_pread, best_of, drop_cached, make_plan, ours
+from stream_ours import bare_pread, best_of, drop_cached, first_pass, make_plan, ours
 from stream_upstream import upstream
 from synthetic import make_shards, make_wavs
 
@@ -101,7 +101,7 @@ def measure(config: StreamBenchmark, folder: Path) -> dict[str, list[float]]:
         warm["indexed, uint8"] = ours(small, config.stream, 0.0, config.epochs, *size)
         warm |= list_preads(config, small, ", uint8", 0.0)
         cold = list_preads(config, shards, ", cold", 0.0, epochs=1)
-        cold["indexed, cold"] = ours(shards, config.stream, 0.0, 1, *size)
+        cold["indexed, cold"] = first_pass(shards, config.stream, 0.0, *size)
         for contestants, prepare in ((warm, lambda: None), (cold, partial(drop_cached, shards))):
             timed = {name: partial(clips_per_second, read, prepare) for name, read in contestants.items()}
             rates |= interleave(timed, config.trials)

@@ -2,7 +2,8 @@
 
 # B clips of a batch, R rows (the clips, then room for as many partners), T frames, F mels, C classes
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -20,8 +21,9 @@ class StreamConfig:
     """Executor of the draws. indexed: threads pread members straight into batch slabs, for local disks.
     resident: the split is loaded once into memory. dali: NVIDIA's reader. webdataset: sequential shards, for
     http(s)://, s3:// and slow disks."""
-    num_threads: int = 4
-    """Reading threads of a rank (dali: readers; webdataset: requests at a time)."""
+    num_threads: int = field(default_factory=lambda: min(4, len(os.sched_getaffinity(0))))
+    """Reading threads of a rank (dali: readers; webdataset: requests at a time). More than there are cores
+    hinder each other."""
     read_ahead: int = 4
     """Batches read ahead (indexed, webdataset, resident in host memory)."""
     check_crc: bool = False

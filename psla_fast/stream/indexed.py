@@ -13,17 +13,20 @@ CACHED_FRACTION = 0.7  # of the available memory; a larger split won't stay in t
 
 
 class IndexedSource:
-    """Reads each clip by one `preadv`; tells the kernel beforehand what is read next of a large split."""
+    """Reads each clip by one `preadv`; tells the kernel beforehand what is read next of a cold split."""
 
     def __init__(self, shards: Shards, check_crc: bool) -> None:
         """Compare the split's size with the memory that the page cache may take."""
         self._shards, self._check_crc = shards, check_crc
-        self._announces = int(shards.index.shard_bytes.sum()) > CACHED_FRACTION * available_memory()
+        self._stays_cached = int(shards.index.shard_bytes.sum()) <= CACHED_FRACTION * available_memory()
+        self._followed_before = False
 
     def follow(self, plans: Iterator[BatchPlan]) -> Iterator[BatchPlan]:
-        """Pass plans on; where the split is larger than memory, the disk starts on their clips at once."""
+        """Pass plans on; the disk starts on their clips, unless an earlier pass has left them cached."""
+        announces = not (self._followed_before and self._stays_cached)
+        self._followed_before = True
         for plan in plans:
-            if self._announces:
+            if announces:
                 self._announce(plan)
             yield plan
 
