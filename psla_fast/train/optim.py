@@ -1,11 +1,13 @@
-"""Optimiser, learning-rate schedule and loss of the PSLA recipe."""
+"""Optimiser and learning-rate schedule of a run; the defaults are the PSLA recipe's."""
 
 from dataclasses import dataclass
+from math import cos, inf, pi
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-EPSILON = 1e-7
+from psla_fast.train.losses import compute_loss as compute_loss
 
 
 @dataclass(frozen=True)
@@ -14,61 +16,98 @@ class OptimConfig:
 
     batch_size: int = 100
     """Clips of a global batch, over all ranks."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before an update; optim.batch_size is what one of them holds."""
     epochs: int = 60
     """Epochs to train."""
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam, PSLA's; adamw: weight decay apart from the gradient; sgd: Nesterov momentum."""
     lr: float = 1e-3
     """Learning rate after the warm-up."""
     betas: tuple[float, float] = (0.95, 0.999)
-    """Adam's betas."""
+    """adam, adamw: decay of the running means of gradient and squared gradient."""
+    momentum: float = 0.9
+    """sgd: Nesterov momentum; 0: none."""
     weight_decay: float = 5e-7
-    """Adam's L2 penalty."""
+    """adam, sgd: L2 penalty, added to the gradient. adamw: share, times the rate, taken off the weights at
+    each update; there PSLA's value does next to nothing and 0.01 is usual."""
+    schedule: Literal["step", "cosine", "one_cycle"] = "step"
+    """step: PSLA's, halved every few epochs. cosine: after the same warm-up half a cosine down to the last
+    update. one_cycle: as cosine, with a straight warm-up."""
     warmup_steps: int = 1000
-    """Steps of the warm-up; 0: none."""
+    """Updates of the warm-up; 0: none."""
     warmup_every_steps: int = 50
-    """The warm-up raises the rate every so many steps; PSLA's first 50 steps run at 0."""
+    """step, cosine: the warm-up raises the rate every so many updates; PSLA's first 50 run at 0."""
     halve_after_epoch: int = 35
-    """Epochs at the full rate; the next one runs at half of it."""
+    """step: epochs at the full rate; the next one runs at half of it."""
     halve_every_epochs: int = 5
-    """From then on the rate is halved every so many epochs."""
+    """step: from then on the rate is halved every so many epochs."""
+    final_lr_fraction: float = 0.01
+    """cosine, one_cycle: the last update runs at this share of optim.lr."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        for name in ("batch_size", "epochs", "warmup_every_steps", "halve_every_epochs"):
+        """Refuse values out of range and settings without effect."""
+        for name in ("batch_size", "accumulate", "epochs", "warmup_every_steps", "halve_every_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; give 1 or more.")
-        if self.lr <= 0 or self.warmup_steps < 0 or self.halve_after_epoch < 0 or self.weight_decay < 0:
+        for name in ("warmup_steps", "halve_after_epoch", "weight_decay"):
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; give 0 or more.")
+        if not 0 < self.lr < inf:
+            raise ValueError(f"optim.lr is {self.lr}; give a number above 0.")
+        if not all(0 <= value < 1 for value in (*self.betas, self.momentum)):
             raise ValueError(
-                "optim.lr must be above 0; warmup_steps, halve_after_epoch, weight_decay 0 or more."
+                f"optim.betas is {self.betas}, momentum {self.momentum}; give 0 or more, below 1."
+            )
+        if not 0 <= self.final_lr_fraction <= 1:
+            raise ValueError(f"optim.final_lr_fraction is {self.final_lr_fraction}; give 0 to 1.")
+        if self.optimizer == "sgd" and self.betas != OptimConfig.betas:
+            raise ValueError("optim.betas is for --optim.optimizer adam or adamw, not sgd. Leave it out.")
+        if self.optimizer != "sgd" and self.momentum != OptimConfig.momentum:
+            raise ValueError(
+                f"optim.momentum is for --optim.optimizer sgd, not {self.optimizer}. Leave it out."
+            )
+        if self.schedule == "step" and self.final_lr_fraction != OptimConfig.final_lr_fraction:
+            raise ValueError(
+                "optim.final_lr_fraction is for --optim.schedule cosine or one_cycle, not step. Leave it out."
             )
 
 
-def compute_lr(config: OptimConfig, epoch: int, global_step: int) -> float:
-    """Learning rate of a step: global_step counts from 0 over the run, epoch from 1.
+def compute_lr(config: OptimConfig, epoch: int, global_step: int, total_steps: int = 0) -> float:
+    """Learning rate of an update: global_step counts updates from 0 over the run, epoch from 1.
 
-    While global_step < warmup_steps it is lr·s/warmup_steps, s being the last multiple of warmup_every_steps.
-    It halves for each completed halve_every_epochs from halve_after_epoch on. Source: PSLA's traintest.py.
+    total_steps, the updates that the run plans, is needed by cosine and one_cycle. While global_step <
+    warmup_steps the rate is lr·s/warmup_steps, s being the last multiple of warmup_every_steps (one_cycle:
+    global_step itself). step halves it for each completed halve_every_epochs from halve_after_epoch on. The
+    others have lr at global_step = warmup_steps, final_lr_fraction·lr at total_steps - 1, and half a cosine
+    between. Sources: step, PSLA's traintest.py; cosine, Loshchilov and Hutter 2017 (SGDR), eq. 5, one period;
+    one_cycle, Smith and Topin 2017 (Super-Convergence), with a constant momentum.
     """
-    past = epoch - 1 - config.halve_after_epoch
-    halvings = 0 if past < 0 else past // config.halve_every_epochs + 1
     warm = 1.0
     if global_step < config.warmup_steps:
-        warm = global_step // config.warmup_every_steps * config.warmup_every_steps / config.warmup_steps
-    return float(config.lr * 0.5**halvings * warm)
+        every = 1 if config.schedule == "one_cycle" else config.warmup_every_steps
+        warm = global_step // every * every / config.warmup_steps
+    if config.schedule == "step":
+        past = epoch - 1 - config.halve_after_epoch
+        halvings = 0 if past < 0 else past // config.halve_every_epochs + 1
+        return float(config.lr * 0.5**halvings * warm)
+    assert total_steps > 0
+    if global_step < config.warmup_steps:
+        return config.lr * warm
+    last = total_steps - 1
+    left = max(last - global_step, 0) / max(last - config.warmup_steps, 1)
+    height = (1 - cos(pi * left)) / 2  # 1 at the peak, 0 at the end
+    return config.lr * (config.final_lr_fraction + (1 - config.final_lr_fraction) * height)
 
 
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Adam:
-    """Build PSLA's Adam, fused; the learning rate is set before each step."""
+def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the fused optimiser of the parameters that train; the learning rate is set before each update."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.Adam(
-        parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
-    )
-
-
-def compute_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of scores (B, C) against soft targets (B, C), mean over both, in float32.
-
-    Scores are clamped to [1e-7, 1-1e-7] as in PSLA, because several heads can sum to a little above 1. NaN
-    gives NaN, where torch's own function would stop the device.
-    """
-    scores = scores.float().clamp(EPSILON, 1 - EPSILON)
-    return -(targets * scores.log() + (1 - targets) * torch.log1p(-scores)).mean()
+    decay = config.weight_decay
+    if config.optimizer == "sgd":
+        nesterov = config.momentum > 0
+        return torch.optim.SGD(
+            parameters, config.lr, config.momentum, weight_decay=decay, nesterov=nesterov, fused=True
+        )
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=decay, fused=True)
