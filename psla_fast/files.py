@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,19 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file whole."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """Have what is at `path`, where something is, at `copy` as well, so that replacing it loses nothing."""
+    if not path.is_file():
+        return
+    temporary = copy.with_name(copy.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, copy)
 
 
 def write_once(path: Path, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """Weights: state dicts from files and packages, fitted to one-channel input; never a pickle."""
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ def read_torch_file(path: Path) -> dict[str, Any]:
         found = "is a folder" if path.is_dir() else "not found"
         raise ValueError(f"{path} {found}. Pass a checkpoint (*.pt) or a state dict (*.pth).")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # torch.load itself doesn't look at the checksums
+                if damaged := archive.testzip():
+                    raise ValueError(f"{damaged} differs from its crc32")
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader meets garbage with errors of any kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -81,6 +81,8 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0
     """Minutes between writes of last.pt within an epoch; it is also written after each and on SIGTERM,
     SIGUSR1."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What a loss that isn't finite does: stop the run, or have its step left out. Either names the clips."""
     log_every_steps: int = 20
     """Steps between progress lines and rows of metrics.jsonl; the only steps that wait for the device."""
 

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import FrameType
 
 import numpy as np
@@ -15,20 +14,21 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from psla_fast.augment import InputSpec, StoredBatch, augment, draw_uniforms
-from psla_fast.checkpoint import Card, load_checkpoint, save_checkpoint
+from psla_fast.checkpoint import Card, save_checkpoint
 from psla_fast.distributed import World, broadcast_model, sum_over_ranks
 from psla_fast.evaluate import autocast, resolve_precision, score_shards
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD
-from psla_fast.labels import read_labels, replace_labels
+from psla_fast.files import keep_copy
 from psla_fast.metrics import compute_metrics
 from psla_fast.models import build_model, use_channels_last
 from psla_fast.scores import add_epoch_scores
-from psla_fast.shards import ShardError, Shards, exists_split, is_remote, join, open_shards
 from psla_fast.stream import Batch, DrawPlan, PlanConfig, explain_difference, open_stream
 from psla_fast.train.config import TrainConfig
+from psla_fast.train.finite import FiniteGuard, describe_batch
 from psla_fast.train.optim import build_optimizer, compute_loss, compute_lr
 from psla_fast.train.progress import Progress
 from psla_fast.train.results import EpochResult, RunFolder
+from psla_fast.train.splits import open_splits
 from psla_fast.train.state import Best, TrainState
 
 
@@ -43,7 +43,7 @@ class Trainer:
         """Open the data, build model and optimiser, and go on from last.pt where it is."""
         self.config, self.world = config, world
         self.folder = RunFolder(config.run)
-        self.train, self.scored = _open_splits(config)
+        self.train, self.scored = open_splits(config)
         statistics = (
             (PSLA_MEAN, PSLA_STD) if config.input.statistics == "psla" else (self.train.mean, self.train.std)
         )
@@ -52,12 +52,12 @@ class Trainer:
             config.input.clip_frames, num_mels, config.input.pad_value, *statistics, config.stream.buckets
         )
         self.card = Card(config.model, self.train.classes, self.spec, self.train.fbank_config)
-        draws = PlanConfig(
+        self.draws = PlanConfig(
             config.sampling, config.stream, config.seed, config.optim.batch_size, config.input.clip_frames
         )
-        self.plan = DrawPlan(self.train, draws, world.rank, world.size)
+        self.plan = DrawPlan(self.train, self.draws, world.rank, world.size)
         torch.manual_seed(config.seed)
-        start = replace(config.model, pretrained="none") if self.folder.last.is_file() else config.model
+        start = replace(config.model, pretrained="none") if self.folder.goes_on else config.model
         self.model = build_model(start, len(self.train.classes)).to(world.device)
         self.masks_padding = getattr(self.model, "mask_padding", False)
         if config.model.mask_padding and not self.masks_padding:
@@ -66,7 +66,11 @@ class Trainer:
             use_channels_last(self.model)
         self.optimizer = build_optimizer(config.optim, self.model)
         self.precision = resolve_precision(config.precision, world.device)
-        self.scaler = GradScaler(world.device.type, enabled=self.precision == "fp16")
+        skips, scales = config.on_nan == "skip", self.precision == "fp16"
+        self.scaler = GradScaler(world.device.type, enabled=scales)
+        if skips and not scales:  # it only leaves out updates whose gradients aren't finite
+            self.scaler = GradScaler(world.device.type, init_scale=1.0, growth_interval=2**31 - 1)
+        self.guard = FiniteGuard(self.model, skips, world.device)
         self.state = TrainState()
         self.stop_signal = 0
         if world.is_first:
@@ -119,6 +123,7 @@ class Trainer:
             skipped += len(batch.skipped)
             logs = (step + 1) % config.log_every_steps == 0 or step + 1 == num_steps
             if logs:
+                self._check_finite(progress, epoch)
                 self._log_step(progress, epoch, step, self._mean_over_ranks(loss), lr)
             if logs or self.world.size == 1 or self.world.device.type == "cpu":  # GPUs wait at log steps only
                 due = time.monotonic() - saved > 60 * config.checkpoint_minutes
@@ -126,7 +131,7 @@ class Trainer:
                 if stop or save:
                     state.step, state.loss_sum = step + 1, self._mean_over_ranks(loss_sum)
                     state.skipped = self._sum_over_ranks(skipped)
-                    self._check_finite(state.loss_sum, epoch, step)
+                    self._check_finite(progress, epoch)
                     self._save_last()
                     saved = time.monotonic()
                 if stop:
@@ -150,6 +155,7 @@ class Trainer:
         x, targets = self.augment(stored, mine, config.augment, self.spec)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.guard.before_step()
         with autocast(self.precision, world.device):
             scores = self.ddp(x, *((batch.num_frames[:share],) if self.masks_padding else ()))
         loss = compute_loss(scores, targets)
@@ -157,10 +163,9 @@ class Trainer:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return loss.detach()
+        return self.guard.after_step(step, loss.detach())
 
     def _log_step(self, progress: Progress, epoch: int, step: int, loss: float, lr: float) -> None:
-        self._check_finite(loss, epoch, step)
         row = progress.report(epoch, step + 1, loss, lr)
         if self.world.is_first:
             self.folder.log(row)
@@ -171,12 +176,22 @@ class Trainer:
     def _sum_over_ranks(self, count: int) -> int:
         return int(sum_over_ranks(torch.tensor(count, device=self.world.device), self.world))
 
-    def _check_finite(self, loss: float, epoch: int, step: int) -> None:
-        if not np.isfinite(loss):
+    def _check_finite(self, progress: Progress, epoch: int) -> None:
+        """Stop at a loss that isn't finite, or say which steps were left out; waits for the device."""
+        step, count = self.guard.take()
+        if not count:
+            return
+        whole = DrawPlan(self.train, self.draws)  # all ranks'
+        clips = describe_batch(self.train, next(whole.batches(epoch, step)))
+        where = f"the loss isn't finite at epoch {epoch}, step {step + 1}"
+        if self.config.on_nan == "stop":
             raise ValueError(
-                f"the loss is {loss} at epoch {epoch}, step {step + 1}. {self.folder.last} holds the last "
-                "good state; try a lower --optim.lr or --precision fp32."
+                f"{where}; its clips are {clips}. {self.folder.last} holds the last good state; mend the "
+                "shards, try a lower --optim.lr, --precision fp32, or --on-nan skip."
             )
+        progress.say(f"{where}; its clips are {clips}. {count} such losses are left out.")
+        if self.world.is_first:
+            self.folder.log({"epoch": epoch, "first_step": step + 1, "not_finite": count, "clips": clips})
 
     def _finish_epoch(self, epoch: int, train_loss: float, progress: Progress) -> None:
         """Score the splits; on the first rank update averages, best and files. last.pt comes last."""
@@ -277,13 +292,14 @@ class Trainer:
             "scored": {name: shards.fingerprint for name, shards in self.scored},
             "log_size": self.folder.log_size(),
         }
+        keep_copy(self.folder.last, self.folder.previous)
         save_checkpoint(self.folder.last, self.card, self.model.state_dict(), self.state.epoch - 1, extra)
 
     def _resume(self) -> None:
         """Go on from last.pt on every rank; raises ValueError where it belongs to other draws."""
-        if not self.folder.last.is_file():
+        checkpoint = self.folder.load_last(self.world.is_first)
+        if checkpoint is None:
             return
-        checkpoint = load_checkpoint(self.folder.last)
         if not isinstance(checkpoint.extra["draws"], dict):
             raise ValueError(f"{self.folder.last} is of an older version. Use another --run.")
         if difference := explain_difference(checkpoint.extra["draws"], self.plan.identity):
@@ -303,7 +319,8 @@ class Trainer:
             )
         self.model.load_state_dict(checkpoint.state)
         self.optimizer.load_state_dict(checkpoint.extra["optimizer"])
-        self.scaler.load_state_dict(checkpoint.extra["scaler"])
+        if checkpoint.extra["scaler"] and self.scaler.is_enabled():  # --on-nan may have changed
+            self.scaler.load_state_dict(checkpoint.extra["scaler"])
         self.state = TrainState.from_plain(checkpoint.extra["state"])
         if self.world.is_first:
             self.state.loss_sum *= self.world.size
@@ -330,33 +347,3 @@ class Trainer:
 
 def _note_signal(trainer: Trainer, number: int, _: FrameType | None) -> None:
     trainer.stop_signal = number
-
-
-def _open_splits(config: TrainConfig) -> tuple[Shards, list[tuple[str, Shards]]]:
-    """Open the training split and those to score: val, and eval where there is such a folder."""
-    data, cache = config.data, config.stream.cache
-    if is_remote(data.shards) and config.stream.kind != "webdataset":
-        raise ValueError(
-            f"--data.shards is a URL, --stream.kind {config.stream.kind} reads local shards. Use webdataset."
-        )
-    if cache and not is_remote(data.shards):
-        raise ValueError(f"--stream.cache keeps remote shards, {data.shards} is local. Leave it out.")
-    train = open_shards(join(data.shards, data.train), cache)
-    if data.labels:
-        replace_labels(train, read_labels(Path(data.labels), train.classes))
-    names = [data.val]
-    try:
-        if data.eval != data.val and exists_split(join(data.shards, data.eval)):
-            names.append(data.eval)
-    except ShardError as error:
-        raise ValueError(f"{error} Or score {data.val} alone: --data.eval {data.val}.") from error
-    scored = [(name, open_shards(join(data.shards, name), cache)) for name in names]
-    for _, shards in scored:
-        clips_of_class = np.bincount(shards.index.indices, minlength=len(shards.classes))
-        if not ((clips_of_class > 0) & (clips_of_class < len(shards))).any():
-            raise ValueError(
-                f"{shards.location}: no class has both positives and negatives; nothing to measure."
-            )
-        if shards.fbank_config != train.fbank_config:
-            raise ValueError(f"{shards.location} holds other fbanks than {data.train}. Pack them alike.")
-    return train, scored

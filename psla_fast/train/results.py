@@ -9,6 +9,7 @@ from pathlib import Path
 import tomli_w
 from torch.utils.tensorboard import SummaryWriter
 
+from psla_fast.checkpoint import Checkpoint, load_checkpoint
 from psla_fast.files import write_atomically
 from psla_fast.metrics import Metrics
 from psla_fast.recipe import flat_config, read_recipe, resolved
@@ -25,7 +26,7 @@ FREE_KEYS: tuple[str, ...] = (
     "channels_last",
     "keep_epochs",
 )
-FREE_KEYS += ("checkpoint_minutes", "log_every_steps")
+FREE_KEYS += ("checkpoint_minutes", "log_every_steps", "on_nan")
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,44 @@ class RunFolder:
         """The checkpoint that a run goes on from."""
         return self.checkpoints / "last.pt"
 
+    @property
+    def previous(self) -> Path:
+        """The last.pt before it, for when that is damaged."""
+        return self.checkpoints / "previous.pt"
+
+    @property
+    def goes_on(self) -> bool:
+        """Tell whether a run was stopped here."""
+        return self.last.is_file() or self.previous.is_file()
+
+    def load_last(self, says: bool) -> Checkpoint | None:
+        """Load last.pt, or where it is damaged previous.pt, with a warning that one rank `says`.
+
+        None where there is neither; raises ValueError where none can be read.
+        """
+        problem: ValueError | None = None
+        for path in (self.last, self.previous):
+            if path.is_file():
+                try:
+                    checkpoint = load_checkpoint(path)
+                except ValueError as error:
+                    problem = problem or error
+                    continue
+                if problem and says:
+                    print(f"warning: {problem} Going on from {path}, written before it.", flush=True)
+                return checkpoint
+        if problem:
+            raise problem
+        return None
+
     def start(self, config: TrainConfig) -> None:
         """Write config.toml, or raise ValueError where the run that goes on has another one."""
-        if config.resume == "never" and self.last.exists():
+        if config.resume == "never" and self.goes_on:
             raise ValueError(
                 f"{self.path} holds a run already. Use --resume auto to go on, or another --run."
             )
         written = self.path / "config.toml"
-        if written.is_file() and self.last.exists():
+        if written.is_file() and self.goes_on:
             before, now = read_recipe(str(written)), flat_config(config)
             differing = [key for key in now if before.get(key) != now[key] and not key.startswith(FREE_KEYS)]
             if differing:

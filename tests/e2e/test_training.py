@@ -49,7 +49,15 @@ def test_the_loss_falls_and_every_file_of_psla_is_there(finished: Path):
     for name in ("best_single_result.csv", "wa_result.csv", "ensemble_result.csv"):
         assert numbers(finished / name).shape == (4, 1)
     names = {path.name for path in (finished / "checkpoints").iterdir()}
-    assert names == {"last.pt", "best.pt", "wa.pt", "epoch_01.pt", "epoch_02.pt", "epoch_03.pt"}
+    assert names == {
+        "last.pt",
+        "previous.pt",
+        "best.pt",
+        "wa.pt",
+        "epoch_01.pt",
+        "epoch_02.pt",
+        "epoch_03.pt",
+    }
     assert list((finished / "events").glob("events.out.tfevents.*"))
     assert not list(finished.rglob("*.tmp"))
 
@@ -171,7 +179,7 @@ def test_without_an_epoch_to_average_the_run_says_so(
 
 def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_state(packed: Path, tmp_path: Path):
     config = tiny_config(packed, tmp_path / "run", "--input.pad-value", "nan")
-    with pytest.raises(ValueError, match="the loss is nan at epoch 1, step 1"):
+    with pytest.raises(ValueError, match="the loss isn't finite at epoch 1, step 1; its clips are"):
         train_tiny(config)
     assert not config.run.joinpath("checkpoints/last.pt").exists()
 
