@@ -7,23 +7,34 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from torchaudio.functional import mask_along_axis_iid
 
 from psla_fast.augment import (
+    FILTER,
+    FREQ_MASKS,
+    GAIN,
     LOG_FLOOR,
+    MOST_BANDS,
     NUM_UNIFORMS,
+    PARTNER_GAIN,
+    STYLE,
+    TIME_MASKS,
     AugmentConfig,
     InputSpec,
     StoredBatch,
     augment,
+    compute_filter_db,
     dequantise,
     draw_uniforms,
+    freq_mixstyle,
     mask_spans,
     mix_targets,
     mixup_linear,
     mixup_power,
     pad_and_normalise,
+    symmetric_beta,
 )
 from psla_fast.fbank import FbankConfig, compute_fbank
 from psla_fast.shards.spec import Storage
@@ -31,6 +42,15 @@ from psla_fast.shards.spec import Storage
 PSLA_SPEC = InputSpec(clip_frames=40, num_mels=16, pad_value=0.0, mean=-4.6476, std=4.5699)
 PLAIN = AugmentConfig(freq_mask_bins=0, time_mask_frames=0)
 MASKED = AugmentConfig(freq_mask_bins=6, time_mask_frames=12)
+EVERYTHING = replace(
+    MASKED,
+    gain_db=7.0,
+    num_freq_masks=2,
+    num_time_masks=3,
+    freq_mixstyle=0.8,
+    filter_augment_db=6.0,
+    roll_frames=10,
+)
 HIGHEST = 1 - 2**-24  # of float32 below 1
 LOWEST_STORED = -15.9375  # of float16 above the floor
 Slab = dict[str, Tensor]
@@ -90,7 +110,9 @@ def reference(slab: Slab, config: AugmentConfig, spec: InputSpec) -> npt.NDArray
             mixed = np.log(lam**2 * np.exp(own) + (1 - lam) ** 2 * np.exp(other))
         picture = np.full((spec.clip_frames, spec.num_mels), spec.pad_value)
         picture[:count] = np.maximum(mixed, LOG_FLOOR)
-        for axis, limit, column in ((1, config.freq_mask_bins, 0), (0, config.time_mask_frames, 2)):
+        freq = [(1, config.freq_mask_bins, column) for column in FREQ_MASKS[: config.num_freq_masks]]
+        time = [(0, config.time_mask_frames, column) for column in TIME_MASKS[: config.num_time_masks]]
+        for axis, limit, column in freq + time:
             width, at = uniforms[clip, column] * limit, uniforms[clip, column + 1]
             start = int(at * (picture.shape[axis] - width))
             np.moveaxis(picture, axis, 0)[start : start + int(width)] = config.mask_value
@@ -108,9 +130,10 @@ def reference(slab: Slab, config: AugmentConfig, spec: InputSpec) -> npt.NDArray
     [
         (PLAIN, PSLA_SPEC),
         (MASKED, PSLA_SPEC),
+        (replace(MASKED, num_freq_masks=2, num_time_masks=8), PSLA_SPEC),
         (replace(MASKED, mask_value=-7.0, roll_frames=10), replace(PSLA_SPEC, pad_value=LOG_FLOOR, std=2.0)),
     ],
-    ids=["mixup", "masks", "masks and roll"],
+    ids=["mixup", "masks", "many masks", "masks and roll"],
 )
 def test_a_batch_goes_through_pslas_order(config: AugmentConfig, spec: InputSpec, seed: int) -> None:
     slab = make_slab(seed)
@@ -228,7 +251,7 @@ def test_stored_bytes_are_scaled_and_shifted() -> None:
 
 
 def test_padding_and_masks_are_above_the_mean_where_pslas_values_are_kept() -> None:
-    uniforms = torch.tensor([[0.5, 0.5, 0.5, 0.5, 0, 0]]).expand(4, NUM_UNIFORMS)
+    uniforms = torch.full((4, NUM_UNIFORMS), 0.5)
     x, _ = run({**make_slab(), "uniforms": uniforms}, MASKED)
     zero = torch.tensor(4.6476 / 4.5699)
     assert torch.allclose(x[:, 17:23], zero), "a time mask of 6 frames, from ⌊0.5 · (40 - 6)⌋ on"
@@ -327,11 +350,154 @@ def test_uniforms_are_a_function_of_seed_epoch_and_step() -> None:
     assert torch.allclose(torch.corrcoef(many.T), torch.eye(NUM_UNIFORMS), atol=0.03)
 
 
+def test_pslas_uniforms_are_what_they_were_before_others_were_drawn() -> None:
+    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([3, 4, 5, 1])))
+    expected = torch.from_numpy(rng.random((24, 6), dtype=np.float32))
+    assert torch.equal(draw_uniforms(seed=3, epoch=4, step=5, global_batch=24)[:, :6], expected)
+
+
+@pytest.mark.parametrize("domain", ["power", "linear"])
+def test_pslas_augmentation_reads_no_other_uniform(domain: Any) -> None:
+    slab, config = make_slab(), replace(MASKED, roll_frames=10, mixup_domain=domain)
+    expected, _ = run(slab, config)
+    slab["uniforms"][:, 6:] = math.nan
+    assert torch.equal(run(slab, config)[0], expected)
+
+
+def test_clip_and_partner_each_get_a_gain_of_their_own_before_they_are_mixed() -> None:
+    slab, spec = make_slab(), replace(PSLA_SPEC, pad_value=-3.0, mean=0.0, std=1.0)
+    slab["uniforms"][:, GAIN] = torch.tensor([0.0, 0.75, HIGHEST, 0.25])
+    slab["uniforms"][:, PARTNER_GAIN] = torch.tensor([0.75, 0.25, 0.0, 0.0])
+    own_db, partner_db = [-10.0, 5.0, 10.0, -5.0], [5.0, -5.0]
+    x, _ = run(slab, replace(PLAIN, gain_db=10.0), spec)
+    rows = dequantise(slab["fbank"], slab["num_frames"], 1.0, 0.0)
+    for clip, count in enumerate((30, 12, 40, 7)):
+        assert (x[clip, count:] == -3).all(), "padding has no gain"
+        own = rows[clip, :count]
+        expected = (own + own_db[clip] * math.log(10) / 10).clamp(min=LOG_FLOOR)
+        expected[own <= LOG_FLOOR] = LOG_FLOOR
+        if clip < 2:
+            other = rows[4 + clip, :count]
+            partner = (other + partner_db[clip] * math.log(10) / 10).clamp(min=LOG_FLOOR)
+            partner[other <= LOG_FLOOR] = LOG_FLOOR
+            expected = mixup_power(expected[None], partner[None], slab["lam"][clip : clip + 1])[0]
+        assert torch.allclose(x[clip, :count], expected, atol=1e-5)
+        assert (x[clip, :count] >= LOG_FLOOR - 1e-6).all()
+
+
+def test_a_gain_in_log_mels_is_that_of_the_waveform() -> None:
+    waveform = 0.01 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    quiet, loud = (compute_fbank(waveform * gain, FbankConfig()) for gain in (1, 10 ** (6 / 20)))
+    frames, mels = quiet.shape
+    uniforms = torch.full((1, NUM_UNIFORMS), 0.75)  # half of 12 dB
+    batch = StoredBatch(
+        quiet[None], torch.tensor([frames]), torch.ones(1, 1), torch.tensor([0]), torch.ones(1)
+    )
+    spec = InputSpec(frames, mels, pad_value=0.0, mean=0.0, std=1.0)
+    x, _ = augment(batch, uniforms, replace(PLAIN, gain_db=12.0), spec)
+    heard = quiet > LOG_FLOOR
+    assert heard.float().mean() > 0.9
+    assert (x[0] - loud)[heard].abs().max() < 1e-3
+
+
+def test_filters_are_constant_over_time_and_leave_padding_and_silence() -> None:
+    slab, spec = make_slab(), replace(PSLA_SPEC, pad_value=-3.0, mean=0.0, std=1.0)
+    slab["lam"][:], slab["partner_row"] = 1.0, torch.arange(4)
+    plain, _ = run(slab, PLAIN, spec)
+    x, _ = run(slab, replace(PLAIN, filter_augment_db=6.0), spec)
+    filters = compute_filter_db(slab["uniforms"][:, FILTER:], 16, 6.0) * math.log(10) / 10
+    for clip, count in enumerate((30, 12, 40, 7)):
+        assert (x[clip, count:] == -3).all()
+        heard = (plain[clip, :count] > LOG_FLOOR) & (x[clip, :count] > LOG_FLOOR)
+        added = (x - plain)[clip, :count]
+        assert torch.allclose(added[heard], filters[clip].expand_as(added)[heard], atol=1e-5)
+        assert heard.float().mean() > 0.5
+        assert (x[clip, :count][plain[clip, :count] == LOG_FLOOR] == LOG_FLOOR).all()
+    assert filters.std(dim=1).min() > 0.01
+
+
+def test_filters_have_3_to_6_bands_alike_often_and_gains_over_their_whole_range() -> None:
+    uniforms = draw_uniforms(0, 0, 0, global_batch=4000)[:, FILTER:]
+    assert uniforms.shape[1] == 2 + 2 * MOST_BANDS
+    drawn = compute_filter_db(uniforms, 128, 6.0)
+    bends = (drawn.diff(dim=1).diff(dim=1).abs() > 1e-3).sum(dim=1)  # a bend shows in one or two places
+    assert bends.max() <= 2 * (MOST_BANDS - 1)
+    assert bends.min() >= 1
+    num_bands = (uniforms[:, 0] * 4).floor()
+    assert [int((num_bands == count).sum()) for count in range(4)] == pytest.approx([1000] * 4, rel=0.1)
+    for end in (0, -1):
+        assert stats.kstest(drawn[:, end].numpy(), stats.uniform(-6, 12).cdf).pvalue > 1e-3
+
+
+def test_style_is_mixed_with_the_neighbours_at_its_rate() -> None:
+    slab, spec = make_slab(), replace(PSLA_SPEC, pad_value=-3.0)
+    plain, _ = run(slab, PLAIN, spec)
+    slab["uniforms"][:, STYLE] = torch.tensor([0.39, 0.41, 0.0, HIGHEST])
+    x, _ = run(slab, replace(PLAIN, freq_mixstyle=0.4), spec)
+    is_changed = [not torch.equal(x[clip], plain[clip]) for clip in range(4)]
+    assert is_changed == [True, False, True, False]
+    assert torch.equal(x[0, 30:], plain[0, 30:]), "padding has no style"
+    always, _ = run(slab, replace(PLAIN, freq_mixstyle=1.0), spec)
+    assert not any(torch.equal(always[clip], plain[clip]) for clip in range(4))
+
+
+def test_a_clip_keeps_its_style_where_its_neighbour_is_missing_or_empty() -> None:
+    fbank, num_frames = log_mels(5, 20, 4), torch.tensor([20, 0, 20, 10, 20])
+    mixed = freq_mixstyle(fbank, num_frames, torch.full((5,), 0.3))
+    assert torch.equal(mixed[0], fbank[0])
+    assert torch.equal(mixed[4], fbank[4])
+    assert not torch.equal(mixed[2], fbank[2])
+    garbage = torch.where(torch.arange(20)[:, None] < num_frames[:, None, None], fbank, 1e4)
+    again = freq_mixstyle(garbage, num_frames, torch.full((5,), 0.3))
+    assert torch.equal(again[2], mixed[2]), "frames behind a clip's end have no part in its style"
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5, 1.0, 2.0, 10.0])
+def test_lambdas_of_styles_are_drawn_from_a_symmetric_beta(alpha: float) -> None:
+    uniforms = draw_uniforms(0, 0, 0, global_batch=50_000)[:, STYLE + 1 : STYLE + 3]
+    lam = symmetric_beta(uniforms, alpha).double().numpy()
+    assert stats.kstest(lam, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    assert lam.std() == pytest.approx(stats.beta(alpha, alpha).std(), rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gain_db": 3.0},
+        {"mixup_domain": "linear"},
+        {"freq_mask_bins": 3},
+        {"num_freq_masks": 2},
+        {"time_mask_frames": 30},
+        {"num_time_masks": 2},
+        {"time_mask_fraction": 0.1},
+        {"mask_value": -4.0},
+        {"freq_mixstyle": 0.9},
+        {"freq_mixstyle_alpha": 2.0},
+        {"filter_augment_db": 3.0},
+        {"noise": 0.1},
+        {"roll_frames": 7},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_setting_changes_the_input_of_the_model(change: dict[str, Any], dtype: Any) -> None:
+    storage, slab = Storage.of(dtype), make_slab()
+    rows = dequantise(slab["fbank"], slab["num_frames"], 1.0, 0.0)
+    encoded = torch.from_numpy(storage.encode(rows.numpy()))
+    batch = as_batch(slab)._replace(fbank=encoded, scale=storage.scale, offset=storage.offset)
+    base = MASKED if "freq_mixstyle_alpha" not in change else replace(MASKED, freq_mixstyle=1.0)
+    before, after = (
+        augment(batch, slab["uniforms"], config, PSLA_SPEC)[0] for config in (base, replace(base, **change))
+    )
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_the_compiled_function_is_one_graph_and_gives_the_same(backend: str) -> None:
     torch.compiler.reset()
     compiled: Callable[..., tuple[Tensor, Tensor]] = torch.compile(augment, backend=backend, fullgraph=True)
-    config = replace(MASKED, roll_frames=10)
+    config = EVERYTHING
     for seed in range(2):
         slab = make_slab(seed)
         expected = run(slab, config)
@@ -349,7 +515,9 @@ def test_the_compiled_function_is_one_graph_and_gives_the_same(backend: str) -> 
     assert torch.isfinite(noisy).all()
 
 
-@pytest.mark.parametrize("field", ["freq_mask_bins", "time_mask_frames", "noise", "roll_frames"])
+@pytest.mark.parametrize(
+    "field", ["gain_db", "freq_mask_bins", "time_mask_frames", "filter_augment_db", "noise", "roll_frames"]
+)
 def test_a_negative_setting_is_refused_by_its_flag(field: str) -> None:
     with pytest.raises(ValueError, match=f"augment.{field} is -1"):
         AugmentConfig(**{field: -1})
@@ -361,3 +529,28 @@ def test_a_fraction_out_of_range_is_refused_by_its_flag(fraction: float) -> None
         ValueError, match=f"augment.time_mask_fraction is {fraction}; give a fraction above 0"
     ):
         AugmentConfig(time_mask_fraction=fraction)
+
+
+@pytest.mark.parametrize("field", ["num_freq_masks", "num_time_masks"])
+@pytest.mark.parametrize("count", [0, -1, 9])
+def test_a_number_of_masks_out_of_range_is_refused_by_its_flag(field: str, count: int) -> None:
+    with pytest.raises(ValueError, match=f"augment.{field} is {count}; give 1 to 8, or augment"):
+        AugmentConfig(**{field: count})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
+def test_a_rate_of_freq_mixstyle_out_of_range_is_refused_by_its_flag(value: float) -> None:
+    with pytest.raises(ValueError, match=f"augment.freq_mixstyle is {value}; give a probability"):
+        AugmentConfig(freq_mixstyle=value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_an_alpha_out_of_range_is_refused_by_its_flag(value: float) -> None:
+    with pytest.raises(ValueError, match=f"augment.freq_mixstyle_alpha is {value}; give a number above 0"):
+        AugmentConfig(freq_mixstyle_alpha=value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gain_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match=f"augment.gain_db is {value}; give 0 or more"):
+        AugmentConfig(gain_db=value)
