@@ -12,7 +12,8 @@ from roofline import NUM_CLASSES
 from psla_fast.augment import AugmentConfig, InputSpec, StoredBatch, augment, draw_uniforms
 from psla_fast.evaluate import autocast
 from psla_fast.models import ModelConfig, build_model, use_channels_last
-from psla_fast.train.optim import OptimConfig, build_optimizer, compute_loss
+from psla_fast.train.losses import compute_loss
+from psla_fast.train.optim import OptimConfig, build_optimizer
 
 Step = Callable[[StoredBatch, torch.Tensor], None]
 

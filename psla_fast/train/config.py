@@ -11,6 +11,7 @@ from psla_fast.models import ModelConfig
 from psla_fast.sampling import SamplingConfig
 from psla_fast.stream import StreamConfig
 from psla_fast.train.averaging import AverageConfig
+from psla_fast.train.losses import LossConfig
 from psla_fast.train.optim import OptimConfig
 
 
@@ -63,6 +64,7 @@ class TrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     wa: AverageConfig = field(default_factory=AverageConfig)
     seed: int = 0
     """Seeds the weights, the draws and the augmentation."""

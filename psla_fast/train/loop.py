@@ -1,5 +1,6 @@
 """The training loop: draws -> batches -> augmentation -> step; after each epoch scores and files."""
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,8 @@ from psla_fast.scores import add_epoch_scores
 from psla_fast.stream import Batch, DrawPlan, PlanConfig, explain_difference, open_stream
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.finite import FiniteGuard, describe_batch
-from psla_fast.train.optim import build_optimizer, compute_loss, compute_lr
+from psla_fast.train.losses import compute_loss
+from psla_fast.train.optim import build_optimizer, compute_lr
 from psla_fast.train.progress import Progress
 from psla_fast.train.results import EpochResult, RunFolder
 from psla_fast.train.splits import open_splits
@@ -71,6 +73,13 @@ class Trainer:
         if skips and not scales:  # it only leaves out updates whose gradients aren't finite
             self.scaler = GradScaler(world.device.type, init_scale=1.0, growth_interval=2**31 - 1)
         self.guard = FiniteGuard(self.model, skips, world.device)
+        # of the first epoch's steps: with buckets of equal frames others may have a few more or less
+        self.total_updates = config.optim.epochs * -(-self.plan.num_steps(1) // config.optim.accumulate)
+        if config.optim.schedule != "step" and config.optim.warmup_steps >= self.total_updates - 1:
+            raise ValueError(
+                f"optim.warmup_steps is {config.optim.warmup_steps}, the run has {self.total_updates} "
+                "updates. Lower it, or train for more epochs."
+            )
         self.state = TrainState()
         self.stop_signal = 0
         if world.is_first:
@@ -83,7 +92,9 @@ class Trainer:
             self.augment = torch.compile(augment, mode=mode)
         self.ddp: nn.Module = self.model
         if world.size > 1:
-            self.ddp = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=True)
+            self.ddp = DistributedDataParallel(
+                self.model, gradient_as_bucket_view=True, static_graph=config.optim.accumulate == 1
+            )
 
     def run(self) -> None:
         """Train the epochs that are left and write the results; raises Stopped on SIGTERM or SIGUSR1."""
@@ -108,16 +119,18 @@ class Trainer:
         """Run the epoch's steps from `state.step` on; returns the mean loss over all its clips."""
         config, state, num_steps = self.config, self.state, self.plan.num_steps(epoch)
         self.ddp.train()
-        skipped = state.skipped
+        skipped, accumulate = state.skipped, config.optim.accumulate
         sizes = self.plan.batch_sizes(epoch)
         shares = sizes / sizes.mean()  # with length buckets a batch may hold more clips than another
         loss_sum = torch.tensor(state.loss_sum, device=self.world.device, dtype=torch.float64)
         saved = time.monotonic()
         for step, batch in enumerate(batches, start=state.step):
-            lr = compute_lr(config.optim, epoch, state.updates)
-            loss = self._step(epoch, step, lr, batch)
+            lr = compute_lr(config.optim, epoch, state.updates, self.total_updates)
+            begun = step // accumulate * accumulate  # the update's first batch
+            is_last = step + 1 == min(begun + accumulate, num_steps)
+            loss = self._step(epoch, step, lr, batch, min(accumulate, num_steps - begun), is_last)
             loss_sum += loss * float(shares[step])
-            state.updates += 1
+            state.updates += is_last
             if batch.skipped and not skipped:
                 print(f"rank {self.world.rank} skipped: {batch.skipped[0]}", flush=True)
             skipped += len(batch.skipped)
@@ -125,7 +138,8 @@ class Trainer:
             if logs:
                 self._check_finite(progress, epoch)
                 self._log_step(progress, epoch, step, self._mean_over_ranks(loss), lr)
-            if logs or self.world.size == 1 or self.world.device.type == "cpu":  # GPUs wait at log steps only
+            waits = logs or self.world.size == 1 or self.world.device.type == "cpu"  # GPUs: at log steps only
+            if waits and is_last:
                 due = time.monotonic() - saved > 60 * config.checkpoint_minutes
                 stop, save = self._agree(self.stop_signal, int(due))
                 if stop or save:
@@ -139,8 +153,8 @@ class Trainer:
         state.skipped = self._sum_over_ranks(skipped)
         return self._mean_over_ranks(loss_sum) / num_steps
 
-    def _step(self, epoch: int, step: int, lr: float, batch: Batch) -> Tensor:
-        """One update; returns the rank's loss, still on the device."""
+    def _step(self, epoch: int, step: int, lr: float, batch: Batch, parts: int, is_last: bool) -> Tensor:
+        """One of the `parts` of an update, which the last makes; returns the rank's loss, on the device."""
         config, world = self.config, self.world
         # drop-connect and noise draw from torch's global generator; seeded by step, a resume repeats it
         torch.manual_seed(
@@ -156,14 +170,22 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.guard.before_step()
-        with autocast(self.precision, world.device):
-            scores = self.ddp(x, *((batch.num_frames[:share],) if self.masks_padding else ()))
-        loss = compute_loss(scores, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return self.guard.after_step(step, loss.detach())
+        alone = not is_last and isinstance(self.ddp, DistributedDataParallel)
+        with self.ddp.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            loss = self._backward(batch, x, targets, parts)
+        if is_last:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return self.guard.after_step(step, loss)
+
+    def _backward(self, batch: Batch, x: Tensor, targets: Tensor, parts: int) -> Tensor:
+        """Add the gradients of a batch's input (B, T, F) and targets (B, C); returns its loss."""
+        with autocast(self.precision, self.world.device):
+            scores = self.ddp(x, *((batch.num_frames[: len(x)],) if self.masks_padding else ()))
+        loss = compute_loss(scores, targets, self.config.loss)
+        self.scaler.scale(loss / parts if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _log_step(self, progress: Progress, epoch: int, step: int, loss: float, lr: float) -> None:
         row = progress.report(epoch, step + 1, loss, lr)
@@ -207,8 +229,8 @@ class Trainer:
             ensemble = [
                 compute_metrics(mean[n], t) for (n, _), (_, t) in zip(self.scored, scored, strict=True)
             ]
-            val_loss = float(compute_loss(*scored[0]))
-            lr = compute_lr(self.config.optim, epoch, state.updates - 1)
+            val_loss = float(compute_loss(*scored[0], self.config.loss))
+            lr = compute_lr(self.config.optim, epoch, state.updates - 1, self.total_updates)
             result = EpochResult(metrics[0], ensemble[0], train_loss, val_loss, lr)
             state.rows.append(result.row())
             weights = self.model.state_dict()

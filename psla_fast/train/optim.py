@@ -7,8 +7,6 @@ from typing import Literal
 import torch
 from torch import nn
 
-from psla_fast.train.losses import compute_loss as compute_loss
-
 
 @dataclass(frozen=True)
 class OptimConfig:

@@ -266,3 +266,73 @@ def test_uint8_shards_train_nearly_alike(synthetic_fsd50k: Path, finished: Path,
     assert np.allclose(
         numbers(tmp_path / "run/result.csv")[:, 5], numbers(finished / "result.csv")[:, 5], rtol=0.02
     )
+
+
+PLAIN = ("--model.drop-connect", "0", "--augment.freq-mask-bins", "0", "--augment.time-mask-frames", "0")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_two_batches_added_up_are_one_of_twice_the_size(packed: Path, tmp_path: Path, ranks: int):
+    flags = (*PLAIN, "--optim.batch-size", "4", "--optim.accumulate", "2")
+    train_tiny(tiny_config(packed, tmp_path / "whole", *PLAIN))
+    if ranks == 1:
+        train_tiny(tiny_config(packed, tmp_path / "parts", *flags))
+    else:
+        train_on_two_ranks(packed, tmp_path / "parts", *flags)
+    whole, parts = numbers(tmp_path / "whole/result.csv"), numbers(tmp_path / "parts/result.csv")
+    assert np.allclose(whole[:, [5, 6, 9]], parts[:, [5, 6, 9]], rtol=1e-5)  # losses, rate
+    assert len(step_rows(tmp_path / "parts")) == 2 * len(step_rows(tmp_path / "whole"))
+
+
+def test_added_up_batches_survive_a_stop_between_them(packed: Path, tmp_path: Path):
+    flags = ("--optim.batch-size", "4", "--optim.accumulate", "3", "--checkpoint-minutes", "0")
+    train_tiny(tiny_config(packed, tmp_path / "whole", *flags))
+    config = tiny_config(packed, tmp_path / "stopped", *flags)
+    trainer = Trainer(config, World(0, 1, torch.device("cpu")))
+    trainer.stop_signal = signal.SIGTERM
+    with pytest.raises(Stopped):
+        trainer.run()
+    assert trainer.state.step == 3
+    train_tiny(config)
+    assert step_rows(config.run) == step_rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--optim.optimizer", "adamw", "--optim.weight-decay", "0.1"),
+        ("--optim.optimizer", "sgd"),
+        ("--optim.optimizer", "sgd", "--optim.momentum", "0.5"),
+        ("--optim.schedule", "cosine"),
+        ("--optim.schedule", "cosine", "--optim.final-lr-fraction", "0.5"),
+        ("--optim.schedule", "one_cycle"),
+        ("--loss.kind", "focal"),
+        ("--loss.kind", "focal", "--loss.focal-gamma", "1"),
+        ("--loss.kind", "cross_entropy"),
+        ("--loss.label-smoothing", "0.1"),
+        ("--augment.time-mask-fraction", "0.1"),
+    ],
+)
+def test_each_option_of_the_recipe_has_its_effect(
+    packed: Path, tmp_path: Path, flags: tuple[str, ...], plain_rows: list[dict[str, object]]
+):
+    train_tiny(tiny_config(packed, tmp_path / "run", *flags))
+    rows = step_rows(tmp_path / "run")
+    assert len(rows) == len(plain_rows)
+    assert rows != plain_rows
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+@pytest.fixture(scope="module")
+def plain_rows(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    config = tiny_config(packed, tmp_path_factory.mktemp("plain") / "run")
+    train_tiny(config)
+    return step_rows(config.run)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused_where_the_rate_would_never_fall(
+    packed: Path, tmp_path: Path
+):
+    flags = ("--optim.schedule", "cosine", "--optim.warmup-steps", "1000")
+    with pytest.raises(ValueError, match="optim.warmup_steps is 1000, the run has 24 updates"):
+        train_tiny(tiny_config(packed, tmp_path / "run", *flags))
