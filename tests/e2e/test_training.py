@@ -311,6 +311,10 @@ def test_added_up_batches_survive_a_stop_between_them(packed: Path, tmp_path: Pa
         ("--loss.kind", "cross_entropy"),
         ("--loss.label-smoothing", "0.1"),
         ("--augment.time-mask-fraction", "0.1"),
+        ("--augment.num-time-masks", "2"),
+        ("--augment.gain-db", "6"),
+        ("--augment.freq-mixstyle", "0.8"),
+        ("--augment.filter-augment-db", "6"),
     ],
 )
 def test_each_option_of_the_recipe_has_its_effect(
