@@ -1,11 +1,13 @@
 """Read shards: a split's folder -> its index in memory, and each clip's fbank by random access."""
 
+import contextlib
 import hashlib
 import json
 import os
 import resource
 import threading
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -205,19 +207,31 @@ class Shards:
         with self._lock:
             if shard in self._files:
                 return self._files[shard]
-            path = self.shard_path(shard)
+            with self._told(shard):
+                descriptor = os.open(self.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise ShardError(
-                    f"{path}: {error.strerror}. Pack again: only this shard is redone."
-                ) from error
-            size, wanted = os.fstat(descriptor).st_size, int(self.index.shard_bytes[shard])
-            if size != wanted:
+                self.check_size(shard, descriptor)
+            except ShardError:
                 os.close(descriptor)
-                raise ShardError(f"{path} has {size} bytes, its index says {wanted}. Pack it again.")
+                raise
             self._files[shard] = descriptor
             return descriptor
+
+    def check_size(self, shard: int, file: int | None = None) -> None:
+        """Raise ShardError where a shard, or its open file, is missing or has another size than the index."""
+        path, wanted = self.shard_path(shard), int(self.index.shard_bytes[shard])
+        with self._told(shard):
+            size = os.stat(path if file is None else file).st_size
+        if size != wanted:
+            raise ShardError(f"{path} has {size} bytes, its index says {wanted}. Pack it again.")
+
+    @contextlib.contextmanager
+    def _told(self, shard: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            path = self.shard_path(shard)
+            raise ShardError(f"{path}: {error.strerror}. Pack again: only this shard is redone.") from error
 
     def shard_path(self, shard: int) -> Path:
         """Give the tar of a shard."""

@@ -355,13 +355,7 @@ def write_indices(
 def check_files(shards: Shards, clip_ids: Ints) -> None:
     """Raise ShardError where a tar of these clips is missing, or hasn't the size that was indexed."""
     for shard in np.unique(shards.index.shard[clip_ids]).tolist():
-        path, wanted = shards.shard_path(shard), int(shards.index.shard_bytes[shard])
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise ShardError(f"{path}: {error.strerror}. Pack again: only this shard is redone.") from error
-        if size != wanted:
-            raise ShardError(f"{path} has {size} bytes, its index says {wanted}. Pack it again.")
+        shards.check_size(shard)
 
 
 def batch_bytes(shards: Shards, shapes: Sequence[BatchShape]) -> int:
