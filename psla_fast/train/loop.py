@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from types import FrameType
@@ -23,7 +23,17 @@ from psla_fast.files import keep_copy
 from psla_fast.metrics import compute_metrics
 from psla_fast.models import build_model, use_channels_last
 from psla_fast.scores import add_epoch_scores
-from psla_fast.stream import Batch, DrawPlan, PlanConfig, explain_difference, open_stream
+from psla_fast.shards import Shards
+from psla_fast.stream import (
+    Batch,
+    BatchShape,
+    DrawPlan,
+    PlanConfig,
+    Stream,
+    StreamConfig,
+    explain_difference,
+    open_stream,
+)
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.finite import FiniteGuard, describe_batch
 from psla_fast.train.losses import compute_loss
@@ -33,6 +43,8 @@ from psla_fast.train.results import EpochResult, RunFolder
 from psla_fast.train.splits import open_splits
 from psla_fast.train.state import Best, TrainState
 
+StreamOpener = Callable[[Shards, StreamConfig, Sequence[BatchShape], torch.device], Stream]
+
 
 class Stopped(Exception):  # noqa: N818 - not an error: the run goes on later
     """A signal asked the run to stop; its state is saved."""
@@ -41,9 +53,12 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run goes on later
 class Trainer:
     """One run on one rank."""
 
-    def __init__(self, config: TrainConfig, world: World) -> None:
-        """Open the data, build model and optimiser, and go on from last.pt where it is."""
-        self.config, self.world = config, world
+    def __init__(self, config: TrainConfig, world: World, streams: StreamOpener = open_stream) -> None:
+        """Open the data, build model and optimiser, and go on from last.pt where it is.
+
+        `streams` opens what batches come from; benchmarks pass others.
+        """
+        self.config, self.world, self.streams = config, world, streams
         self.folder = RunFolder(config.run)
         self.train, self.scored = open_splits(config)
         statistics = (
@@ -104,7 +119,7 @@ class Trainer:
         handler = partial(_note_signal, self)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, handler)
-        stream = open_stream(self.train, config.stream, self.plan.shapes, self.world.device)
+        stream = self.streams(self.train, config.stream, self.plan.shapes, self.world.device)
         try:
             for epoch in range(self.state.epoch, config.optim.epochs + 1):
                 progress.start_epoch(self.plan.batch_sizes(epoch), self.state.step)
