@@ -1,6 +1,7 @@
 """Evaluate: model + shards -> the scores of every clip, and their metrics."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,11 +51,12 @@ def score_shards(
     precision: Precision,
     world: World,
     check_crc: bool = False,
+    before_batch: Callable[[], None] | None = None,
 ) -> Tensor:
     """Score every clip of a split: (N, C) float32 on the CPU, in index order, the same on every rank.
 
     Clips are cut at the end or padded to `spec.clip_frames`; the model is left in eval mode. Every rank must
-    call it.
+    call it. What `before_batch` raises ends it.
     """
     if batch_size < 1:
         raise ValueError(f"--batch-size is {batch_size}; give 1 or more.")
@@ -73,6 +75,8 @@ def score_shards(
         hidden = None if world.is_first else True  # None: shown where there is a terminal
         bar = tqdm(stream.batches(plan.batches()), f"score {shards.folder.name}", leave=False, disable=hidden)
         for batch in bar:
+            if before_batch:
+                before_batch()
             with torch.inference_mode(), context:
                 fbank = dequantise(batch.fbank, batch.num_frames, storage.scale, storage.offset)
                 lengths = (batch.num_frames,) if masks_padding else ()

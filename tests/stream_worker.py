@@ -290,7 +290,8 @@ def share_and_wait(split: str) -> None:
 
 def train_stop_and_go_on(shards: str, run: str) -> None:
     """Train the tiny net on this rank, skipping; stop in the first epoch and go on."""
-    from psla_fast.train.loop import Stopped, Trainer
+    from psla_fast.train.loop import Trainer
+    from psla_fast.train.signals import Stopped
     from tests.tiny import tiny_config
 
     torch.set_num_threads(1)

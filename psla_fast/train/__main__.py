@@ -6,7 +6,8 @@ from psla_fast.distributed import end_world, start_world
 from psla_fast.errors import exit_on_user_error
 from psla_fast.recipe import parse_recipes
 from psla_fast.train.config import TrainConfig
-from psla_fast.train.loop import Stopped, Trainer
+from psla_fast.train.loop import Trainer
+from psla_fast.train.signals import Stopped
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -23,7 +23,8 @@ from psla_fast.distributed import World
 from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.shards import open_shards
 from psla_fast.sources import read_fsd50k
-from psla_fast.train.loop import Stopped, Trainer
+from psla_fast.train.loop import Trainer
+from psla_fast.train.signals import Stopped
 from tests.stream_worker import (
     INDEXED,
     make_plan,

@@ -12,7 +12,8 @@ from torch import nn
 from psla_fast.shards import open_shards
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.finite import NEVER, FiniteGuard
-from psla_fast.train.loop import Stopped, Trainer
+from psla_fast.train.loop import Trainer
+from psla_fast.train.signals import Stopped
 from tests.tiny import step_rows, tiny_config, train_tiny
 
 

@@ -18,8 +18,9 @@ from psla_fast.metrics import compute_metrics
 from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.shards import open_shards
 from psla_fast.sources import read_fsd50k
-from psla_fast.train.loop import Stopped, Trainer
-from tests.tiny import step_rows, tiny_config, train_tiny
+from psla_fast.train.loop import Trainer
+from psla_fast.train.signals import Stopped
+from tests.tiny import TinyNet, step_rows, tiny_config, train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +97,31 @@ def test_best_is_the_epoch_of_highest_validation_map(finished: Path):
     best = int(np.argmax(numbers(finished / "result.csv")[:, 0])) + 1
     assert same_weights(finished / "checkpoints/best.pt", finished / f"checkpoints/epoch_0{best}.pt")
     assert numbers(finished / "best_single_result.csv")[0, 0] == numbers(finished / "result.csv")[best - 1, 0]
+
+
+@pytest.mark.parametrize("at_call", [2, 7])
+def test_a_signal_stops_the_scoring_too_and_the_run_goes_on_with_it(
+    packed: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_call: int
+):
+    config = tiny_config(packed, tmp_path / "run")
+    forward, calls = TinyNet.forward, iter(range(1, 1000))
+
+    def forward_and_signal(self: TinyNet, *inputs: Tensor) -> Tensor:
+        if not self.training and next(calls) == at_call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, *inputs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TinyNet, "forward", forward_and_signal)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            train_tiny(config)
+        assert next(calls) == at_call + 1  # not one batch more
+    trainer = Trainer(config, World(0, 1, torch.device("cpu")))
+    assert (trainer.state.epoch, trainer.state.step) == (1, trainer.plan.num_steps(1))
+    train_tiny(config)
+    assert step_rows(config.run) == step_rows(finished)
+    for name in ("result.csv", "best_single_result.csv", "wa_result.csv", "ensemble_result.csv"):
+        assert (config.run / name).read_bytes() == (finished / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(1, 2), (2, 1), (3, 6)])
@@ -289,7 +315,7 @@ def test_added_up_batches_survive_a_stop_between_them(packed: Path, tmp_path: Pa
     train_tiny(tiny_config(packed, tmp_path / "whole", *flags))
     config = tiny_config(packed, tmp_path / "stopped", *flags)
     trainer = Trainer(config, World(0, 1, torch.device("cpu")))
-    trainer.stop_signal = signal.SIGTERM
+    trainer.signals.noted = signal.SIGTERM
     with pytest.raises(Stopped):
         trainer.run()
     assert trainer.state.step == 3

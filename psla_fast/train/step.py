@@ -1,0 +1,99 @@
+"""The training step: a batch as stored -> augmented -> loss and gradients -> by choice the update."""
+
+# B clips of a rank's batch, T frames, F mels, C classes
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+
+from psla_fast.augment import InputSpec, StoredBatch, augment, draw_uniforms
+from psla_fast.distributed import World
+from psla_fast.evaluate import autocast, resolve_precision
+from psla_fast.shards import Storage
+from psla_fast.stream import Batch
+from psla_fast.train.config import TrainConfig
+from psla_fast.train.finite import FiniteGuard
+from psla_fast.train.losses import compute_loss
+from psla_fast.train.optim import build_optimizer
+
+
+@dataclass(frozen=True)
+class StepPlace:
+    """Where a step stands: epoch counts from 1, step from 0 within it.
+
+    It is one of `parts` batches whose gradients make an update, the last of them where `updates`.
+    """
+
+    epoch: int
+    step: int
+    lr: float
+    parts: int = 1
+    updates: bool = True
+
+
+class TrainStep:
+    """What a step changes: the model, its optimiser and the loss scale; on one rank of several, or alone."""
+
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, spec: InputSpec, storage: Storage, world: World
+    ):
+        """Compile where the config says so; call `distribute` once the weights are there."""
+        self.config, self.world, self.spec, self.storage = config, world, spec, storage
+        self.model = self.ddp = model
+        self.masks_padding = getattr(model, "mask_padding", False)
+        self.optimizer = build_optimizer(config.optim, model)
+        self.precision = resolve_precision(config.precision, world.device)
+        skips, scales = config.on_nan == "skip", self.precision == "fp16"
+        self.scaler = GradScaler(world.device.type, enabled=scales)
+        if skips and not scales:  # it only leaves out updates whose gradients aren't finite
+            self.scaler = GradScaler(world.device.type, init_scale=1.0, growth_interval=2**31 - 1)
+        self.guard = FiniteGuard(model, skips, world.device)
+        self._augment: Callable[..., tuple[Tensor, Tensor]] = augment
+        if config.compile != "none":
+            mode = "max-autotune-no-cudagraphs" if config.compile == "max" else "default"
+            model.compile(mode=mode)
+            self._augment = torch.compile(augment, mode=mode)
+
+    def distribute(self) -> None:
+        """Let gradients be averaged over the ranks from now on, where there are several."""
+        if self.world.size > 1:
+            static = self.config.optim.accumulate == 1
+            self.ddp = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=static)
+
+    def __call__(self, batch: Batch, place: StepPlace) -> Tensor:
+        """Take a step on a rank's batch; returns its loss, detached and on the device."""
+        config, world = self.config, self.world
+        # drop-connect and noise draw from torch's global generator; seeded by step, a resume repeats it
+        entropy = [config.seed, place.epoch, place.step, world.rank, 2]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        share = len(batch.clip_ids)
+        uniforms = draw_uniforms(config.seed, place.epoch, place.step, share * world.size)
+        mine = uniforms[world.rank * share :][:share].to(world.device, non_blocking=True)
+        tensors = (batch.fbank, batch.num_frames, batch.targets, batch.partner_row, batch.lam)
+        stored = StoredBatch(*tensors, self.storage.scale, self.storage.offset)
+        x, targets = self._augment(stored, mine, config.augment, self.spec)
+        self.guard.before_step()
+        alone = not place.updates and isinstance(self.ddp, DistributedDataParallel)
+        with self.ddp.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
+            loss = self._backward(batch, x, targets, place.parts)
+        if place.updates:
+            for group in self.optimizer.param_groups:
+                group["lr"] = place.lr
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return self.guard.after_step(place.step, loss)
+
+    def _backward(self, batch: Batch, x: Tensor, targets: Tensor, parts: int) -> Tensor:
+        """Add the gradients of a batch's input (B, T, F) and targets (B, C); returns its loss."""
+        with autocast(self.precision, self.world.device):
+            scores = self.ddp(x, *((batch.num_frames[: len(x)],) if self.masks_padding else ()))
+        loss = compute_loss(scores, targets, self.config.loss)
+        self.scaler.scale(loss / parts if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
