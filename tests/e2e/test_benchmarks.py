@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("name", "ratios"),
     [
+        ("ablation", {"no_mixup/whole", "waveform_mixup/whole"}),
         ("pack", {"wav ours/upstream", "mp3 ours/decode", "two workers/one"}),
         ("stream", {"indexed/upstream", "indexed/pread"}),
         ("stream_device", {"indexed/one batch", "webdataset/one batch"}),
