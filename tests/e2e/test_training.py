@@ -117,7 +117,7 @@ def test_a_signal_stops_the_scoring_too_and_the_run_goes_on_with_it(
             train_tiny(config)
         assert next(calls) == at_call + 1  # not one batch more
     trainer = Trainer(config, World(0, 1, torch.device("cpu")))
-    assert (trainer.state.epoch, trainer.state.step) == (1, trainer.plan.num_steps(1))
+    assert trainer.state.step == trainer.plan.num_steps(trainer.state.epoch)
     train_tiny(config)
     assert step_rows(config.run) == step_rows(finished)
     for name in ("result.csv", "best_single_result.csv", "wa_result.csv", "ensemble_result.csv"):
