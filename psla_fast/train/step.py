@@ -66,22 +66,27 @@ class TrainStep:
             static = self.config.optim.accumulate == 1
             self.ddp = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=static)
 
-    def __call__(self, batch: Batch, place: StepPlace) -> Tensor:
-        """Take a step on a rank's batch; returns its loss, detached and on the device."""
+    def prepare(self, batch: Batch, epoch: int, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Seed torch for a step, and augment its batch: the model's arguments, and targets (B, C)."""
         config, world = self.config, self.world
         # drop-connect and noise draw from torch's global generator; seeded by step, a resume repeats it
-        entropy = [config.seed, place.epoch, place.step, world.rank, 2]
+        entropy = [config.seed, epoch, step, world.rank, 2]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         share = len(batch.clip_ids)
-        uniforms = draw_uniforms(config.seed, place.epoch, place.step, share * world.size)
+        uniforms = draw_uniforms(config.seed, epoch, step, share * world.size)
         mine = uniforms[world.rank * share :][:share].to(world.device, non_blocking=True)
         tensors = (batch.fbank, batch.num_frames, batch.targets, batch.partner_row, batch.lam)
         stored = StoredBatch(*tensors, self.storage.scale, self.storage.offset)
         x, targets = self._augment(stored, mine, config.augment, self.spec)
+        return (x, *((batch.num_frames[: len(x)],) if self.masks_padding else ())), targets
+
+    def __call__(self, batch: Batch, place: StepPlace) -> Tensor:
+        """Take a step on a rank's batch; returns its loss, detached and on the device."""
+        inputs, targets = self.prepare(batch, place.epoch, place.step)
         self.guard.before_step()
         alone = not place.updates and isinstance(self.ddp, DistributedDataParallel)
         with self.ddp.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
-            loss = self._backward(batch, x, targets, place.parts)
+            loss = self._backward(inputs, targets, place.parts)
         if place.updates:
             for group in self.optimizer.param_groups:
                 group["lr"] = place.lr
@@ -90,10 +95,10 @@ class TrainStep:
             self.optimizer.zero_grad(set_to_none=True)
         return self.guard.after_step(place.step, loss)
 
-    def _backward(self, batch: Batch, x: Tensor, targets: Tensor, parts: int) -> Tensor:
-        """Add the gradients of a batch's input (B, T, F) and targets (B, C); returns its loss."""
+    def _backward(self, inputs: tuple[Tensor, ...], targets: Tensor, parts: int) -> Tensor:
+        """Add the gradients of the model's arguments and targets (B, C); returns the loss."""
         with autocast(self.precision, self.world.device):
-            scores = self.ddp(x, *((batch.num_frames[: len(x)],) if self.masks_padding else ()))
+            scores = self.ddp(*inputs)
         loss = compute_loss(scores, targets, self.config.loss)
         self.scaler.scale(loss / parts if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
