@@ -12,6 +12,7 @@ from psla_fast.models import ModelConfig, register
 from psla_fast.recipe import parse_recipes
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.loop import Trainer
+from tests.ranks import run_on_ranks
 
 
 class TinyNet(nn.Module):
@@ -44,6 +45,14 @@ def train_tiny(config: TrainConfig) -> Trainer:
     trainer = Trainer(config, World(0, 1, torch.device("cpu")))
     trainer.run()
     return trainer
+
+
+def _train_rank(world: World, shards: Path, run: Path, flags: tuple[str, ...]) -> None:
+    Trainer(tiny_config(shards, run, *flags), world).run()
+
+
+def train_tiny_on_ranks(num_ranks: int, shards: Path, run: Path, *flags: str) -> None:
+    run_on_ranks(num_ranks, _train_rank, shards, run, flags)
 
 
 def step_rows(run: Path) -> list[dict[str, Any]]:

@@ -1,26 +1,35 @@
-"""Averaging: running means of weights and of scores, so that old checkpoints need not stay."""
+"""Averaging: running means of weights and scores, so that old checkpoints need not stay; the weights' EMA."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from psla_fast.checkpoint import Card, load_checkpoint
 
 
 @dataclass(frozen=True)
 class AverageConfig:
-    """Which epochs' weights are averaged, both included."""
+    """Which weights are averaged; PSLA's average is that of some epochs."""
 
     start: int = 41
     """First epoch whose weights are averaged."""
     end: int = 60
     """Last one."""
+    ema_decay: float = 0.0
+    """Beside it: decay of an exponential moving average over all updates, such as 0.999; 0: none."""
+    batch_norm_clips: int = 0
+    """Training clips, of draws beyond the last epoch's, over which BatchNorm's statistics of averaged weights
+    are measured anew. 0: they are averaged like the weights, which is PSLA's."""
 
     def __post_init__(self) -> None:
-        """Refuse an empty range."""
+        """Refuse an empty range and values out of range."""
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"wa.ema_decay is {self.ema_decay}; give 0 (none) or more, below 1.")
+        if self.batch_norm_clips < 0:
+            raise ValueError(f"wa.batch_norm_clips is {self.batch_norm_clips}; give 0 (none) or more.")
         if not 1 <= self.start <= self.end:
             raise ValueError(f"wa.start is {self.start}, wa.end {self.end}; give 1 ≤ start ≤ end.")
 
@@ -73,6 +82,44 @@ class RunningMean:
         self.count = int(state["count"])  # type: ignore[call-overload]
         self._mean = dict(state["mean"])  # type: ignore[call-overload]
         self._dtype = {name: getattr(torch, dtype) for name, dtype in state["dtype"].items()}  # type: ignore[attr-defined]
+
+
+class Ema:
+    """Exponential moving average of a model's state dict, updated on its device without waiting for it.
+
+    Parameters and BatchNorm's statistics are averaged from the model's first state on; integers are copied.
+    An update that was left out counts like one that changed nothing.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Take the model's state as it is; its tensors must keep their memory from now on."""
+        self._decay = decay
+        self._live = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self._mean = {name: tensor.clone() for name, tensor in self._live.items()}
+        floating = [name for name, tensor in self._live.items() if tensor.is_floating_point()]
+        others = sorted(self._live.keys() - set(floating))
+        self._floats = [self._mean[name] for name in floating], [self._live[name] for name in floating]
+        self._integers = [self._mean[name] for name in others], [self._live[name] for name in others]
+
+    def update(self, number: int) -> None:
+        """Take in the weights after the run's n-th update, from 1: mean = d·mean + (1-d)·weights.
+
+        d = min(decay, (1 + n) / (10 + n)), so that the beginning is soon forgotten; as TensorFlow's
+        ExponentialMovingAverage with num_updates.
+        """
+        decay = min(self._decay, (1 + number) / (10 + number))
+        torch._foreach_lerp_(*self._floats, weight=1 - decay)
+        if self._integers[0]:
+            torch._foreach_copy_(*self._integers)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give the averages by the model's names."""
+        return dict(self._mean)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from saved averages."""
+        for name, tensor in self._mean.items():
+            tensor.copy_(state[name])
 
 
 def average_checkpoints(paths: Sequence[Path]) -> tuple[Card, dict[str, Tensor], int]:

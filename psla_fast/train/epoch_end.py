@@ -14,6 +14,7 @@ from psla_fast.evaluate import score_shards
 from psla_fast.metrics import compute_metrics
 from psla_fast.scores import add_epoch_scores
 from psla_fast.shards import Shards
+from psla_fast.train.averaging import Ema
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.losses import compute_loss
 from psla_fast.train.results import EpochResult, RunFolder
@@ -100,19 +101,37 @@ class EpochEnd:
             f"ensemble mAP {ensemble[0].mean_ap:.6f}"
         )
 
-    def finish_run(self, state: TrainState, model: nn.Module, check_stop: Callable[[], None]) -> None:
-        """Score the averaged weights, write wa.pt and say how the run ended."""
+    def finish_run(
+        self,
+        state: TrainState,
+        model: nn.Module,
+        ema: Ema | None,
+        settle: Callable[[], None],
+        check_stop: Callable[[], None],
+    ) -> None:
+        """Score the averaged weights, write wa.pt and by choice ema.pt, and say how the run ended.
+
+        `settle` is called on every rank once the first one's model holds averaged weights; it may change
+        their BatchNorm statistics. Only the first rank has an `ema`.
+        """
+        epochs, first = self.config.optim.epochs, self.world.is_first
+        averages = []
         averaged = torch.tensor(state.weights.count, device=self.world.device)
         if int(sum_over_ranks(averaged, self.world)):
-            if self.world.is_first:
-                model.load_state_dict(state.weights.mean())
-            scored = self.score(model, check_stop)
-            if self.world.is_first:
-                epoch = min(self.config.wa.end, self.config.optim.epochs)
-                save_checkpoint(self.folder.checkpoints / "wa.pt", self.card, model.state_dict(), epoch)
-                self.folder.write_summary("wa_result.csv", [compute_metrics(s, t) for s, t in scored])
+            averages.append(("wa", state.weights.mean() if first else {}, min(self.config.wa.end, epochs)))
         else:
             self.say("no epoch lies in wa.start … wa.end: no weight average was made")
-        if self.world.is_first:
+        if self.config.wa.ema_decay:
+            averages.append(("ema", ema.state_dict() if ema else {}, epochs))
+        for name, weights, epoch in averages:
+            if first:
+                model.load_state_dict(weights)
+            settle()
+            scored = self.score(model, check_stop)
+            if first:
+                save_checkpoint(self.folder.checkpoints / f"{name}.pt", self.card, model.state_dict(), epoch)
+                metrics = [compute_metrics(scores, targets) for scores, targets in scored]
+                self.folder.write_summary(f"{name}_result.csv", metrics)
+        if first:
             for line in self.folder.closing_lines(self.names, state.best.epoch):
                 self.say(line)

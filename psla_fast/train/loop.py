@@ -3,13 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import count, islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from psla_fast.augment import InputSpec
 from psla_fast.checkpoint import Card, save_checkpoint
-from psla_fast.distributed import World, sum_over_ranks
+from psla_fast.distributed import World, broadcast_model, sum_over_ranks
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD
 from psla_fast.files import keep_copy
 from psla_fast.models import build_model, use_channels_last
@@ -24,6 +27,8 @@ from psla_fast.stream import (
     explain_difference,
     open_stream,
 )
+from psla_fast.train.averaging import Ema
+from psla_fast.train.batch_norm import find_batch_norms, recompute_statistics
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.epoch_end import EpochEnd
 from psla_fast.train.finite import describe_batch
@@ -77,6 +82,7 @@ class Trainer:
             use_channels_last(self.model)
         self.step = TrainStep(config, self.model, spec, self.train.storage, world)
         self.state = TrainState()
+        self.ema = Ema(self.model, config.wa.ema_decay) if config.wa.ema_decay and world.is_first else None
         self.signals = StopSignals(world)
         self.progress = Progress(config.optim.epochs, world)
         self.end = EpochEnd(config, self.folder, self.card, self.scored, world, self.progress.say)
@@ -97,9 +103,10 @@ class Trainer:
                 batches = stream.batches(self.plan.batches(epoch, state.step))
                 loss = self._train_epoch(epoch, self.progress.timed(batches))
                 self._finish_epoch(epoch, loss)
+            settle = partial(self._settle_batch_norm, stream)
+            self.end.finish_run(state, self.model, self.ema, settle, self._check_stop)
         finally:
             stream.close()
-        self.end.finish_run(state, self.model, self._check_stop)
 
     def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> float:
         """Run the epoch's steps from `state.step` on; returns the mean loss over all its clips."""
@@ -117,6 +124,8 @@ class Trainer:
             loss = self._step(epoch, step, lr, batch, min(accumulate, num_steps - begun), is_last)
             loss_sum += loss * float(shares[step])
             state.updates += is_last
+            if is_last and self.ema:
+                self.ema.update(state.updates)
             if batch.skipped and not skipped:
                 print(f"rank {self.world.rank} skipped: {batch.skipped[0]}", flush=True)
             skipped += len(batch.skipped)
@@ -157,6 +166,31 @@ class Trainer:
                 self.folder.log({"epoch": epoch, "skipped": state.skipped})
         state.epoch, state.step, state.loss_sum, state.skipped = epoch + 1, 0, 0.0, 0
         self._save_last()
+
+    def _settle_batch_norm(self, stream: Stream) -> None:
+        """By choice, measure BatchNorm's statistics anew for the weights that the first rank's model has."""
+        num_clips, model = self.config.wa.batch_norm_clips, self.model
+        if not num_clips:
+            return
+        if not find_batch_norms(model):
+            self.progress.say(f"{self.config.model.name} has no BatchNorm: wa.batch_norm_clips does nothing")
+            return
+        broadcast_model(model, self.world)
+        inputs = self._inputs_beyond(stream, num_clips)
+        if left_out := recompute_statistics(model, inputs, self.config.precision, self.world):
+            self.progress.say(f"{left_out} batches weren't finite; BatchNorm's statistics are of the others")
+
+    def _inputs_beyond(self, stream: Stream, num_clips: int) -> Iterator[tuple[Tensor, ...]]:
+        """Give the model's arguments for batches of so many clips or a few more, of draws after the run's."""
+        for epoch in count(self.config.optim.epochs + 1):
+            sizes = self.plan.batch_sizes(epoch)
+            num_steps = int(np.searchsorted(sizes.cumsum(), num_clips)) + 1
+            for step, batch in enumerate(stream.batches(islice(self.plan.batches(epoch), num_steps))):
+                self._check_stop()
+                yield self.step.prepare(batch, epoch, step)[0]
+            num_clips -= int(sizes[:num_steps].sum())
+            if num_clips <= 0:
+                return
 
     def _check_stop(self) -> None:
         """Raise Stopped where a signal has come; every rank must call it."""
@@ -205,6 +239,7 @@ class Trainer:
             "precision": self.step.precision,
             "draws": self.plan.identity,
             "scored": {name: shards.fingerprint for name, shards in self.scored},
+            "ema": self.ema.state_dict() if self.ema else {},
             "log_size": self.folder.log_size(),
         }
         keep_copy(self.folder.last, self.folder.previous)
@@ -237,6 +272,8 @@ class Trainer:
         if checkpoint.extra["scaler"] and self.step.scaler.is_enabled():  # --on-nan may have changed
             self.step.scaler.load_state_dict(checkpoint.extra["scaler"])
         self.state = TrainState.from_plain(checkpoint.extra["state"])
+        if self.ema:
+            self.ema.load_state_dict(checkpoint.extra["ema"])
         if self.world.is_first:
             self.state.loss_sum *= self.world.size
             self.folder.cut_log(checkpoint.extra["log_size"])

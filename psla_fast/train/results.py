@@ -127,7 +127,7 @@ class RunFolder:
         write_atomically(self.path / name, text.encode())
 
     def write_summary(self, name: str, splits: list[Metrics]) -> None:
-        """Write best_single_, wa_ or ensemble_result.csv: mAP, AUC of val, then eval, a number a line."""
+        """Write best_single_, wa_, ema_ or ensemble_result.csv: mAP, AUC of val, then eval, one a line."""
         self.write_table(
             name, [[value] for metrics in splits for value in (metrics.mean_ap, metrics.mean_auc)]
         )
@@ -172,6 +172,7 @@ class RunFolder:
         for name, text in (
             ("best_single_result.csv", f"best epoch ({best_epoch})"),
             ("wa_result.csv", "weights averaged"),
+            ("ema_result.csv", "weights' EMA"),
             ("ensemble_result.csv", "checkpoints ensembled"),
         ):
             if (self.path / name).is_file():

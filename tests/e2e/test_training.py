@@ -2,7 +2,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 from pathlib import Path
 
 import h5py
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from psla_fast.checkpoint import load_checkpoint
-from psla_fast.distributed import World, end_world, start_world
+from psla_fast.distributed import World
 from psla_fast.evaluate import evaluate_checkpoint
 from psla_fast.metrics import compute_metrics
 from psla_fast.pack import PackConfig, WorkConfig, pack_splits
@@ -20,7 +19,7 @@ from psla_fast.shards import open_shards
 from psla_fast.sources import read_fsd50k
 from psla_fast.train.loop import Trainer
 from psla_fast.train.signals import Stopped
-from tests.tiny import TinyNet, step_rows, tiny_config, train_tiny
+from tests.tiny import TinyNet, step_rows, tiny_config, train_tiny, train_tiny_on_ranks
 
 
 @pytest.fixture(scope="module")
@@ -210,38 +209,9 @@ def test_a_nan_loss_stops_the_run_and_keeps_the_last_good_state(packed: Path, tm
     assert not config.run.joinpath("checkpoints/last.pt").exists()
 
 
-def run_rank(rank: int, world_size: int, port: int, shards: Path, run: Path, flags: list[str]) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    world: World = start_world("cpu")
-    Trainer(tiny_config(shards, run, *flags), world).run()
-    end_world(finished=True)
-
-
-def train_on_two_ranks(shards: Path, run: Path, *flags: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=run_rank, args=(rank, 2, port, shards, run, list(flags))) for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(200)
-    assert [process.exitcode for process in ranks] == [0, 0]
-
-
 def test_two_gloo_ranks_give_the_loss_curve_of_one(packed: Path, tmp_path: Path):
     train_tiny(tiny_config(packed, tmp_path / "one", "--model.drop-connect", "0"))
-    train_on_two_ranks(packed, tmp_path / "two", "--model.drop-connect", "0")
+    train_tiny_on_ranks(2, packed, tmp_path / "two", "--model.drop-connect", "0")
     one, two = numbers(tmp_path / "one/result.csv"), numbers(tmp_path / "two/result.csv")
     assert np.allclose(one[:, [5, 6]], two[:, [5, 6]], rtol=1e-5)
     first, second = weights(tmp_path / "one/checkpoints/wa.pt"), weights(tmp_path / "two/checkpoints/wa.pt")
@@ -257,7 +227,7 @@ def test_the_scores_of_two_ranks_are_those_of_the_saved_weights(packed: Path, tm
         "--optim.epochs",
         "1",
     ]
-    train_on_two_ranks(packed, tmp_path / "run", *flags)
+    train_tiny_on_ranks(2, packed, tmp_path / "run", *flags)
     saved = evaluate_checkpoint(tmp_path / "run/checkpoints/epoch_01.pt", packed / "val", 4, "fp32", "cpu")
     with h5py.File(tmp_path / "run/scores/val.h5") as file:
         assert np.allclose(file["epochs/01"][:], saved.scores, atol=1e-5)
@@ -304,7 +274,7 @@ def test_two_batches_added_up_are_one_of_twice_the_size(packed: Path, tmp_path: 
     if ranks == 1:
         train_tiny(tiny_config(packed, tmp_path / "parts", *flags))
     else:
-        train_on_two_ranks(packed, tmp_path / "parts", *flags)
+        train_tiny_on_ranks(2, packed, tmp_path / "parts", *flags)
     whole, parts = numbers(tmp_path / "whole/result.csv"), numbers(tmp_path / "parts/result.csv")
     assert np.allclose(whole[:, [5, 6, 9]], parts[:, [5, 6, 9]], rtol=1e-5)  # losses, rate
     assert len(step_rows(tmp_path / "parts")) == 2 * len(step_rows(tmp_path / "whole"))

@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from psla_fast.augment import InputSpec
 from psla_fast.checkpoint import Card, load_checkpoint, save_checkpoint
 from psla_fast.classes import Classes
 from psla_fast.fbank import FbankConfig
 from psla_fast.models import ModelConfig
-from psla_fast.train.averaging import RunningMean, average_checkpoints
+from psla_fast.train.averaging import AverageConfig, Ema, RunningMean, average_checkpoints
 
 CARD = Card(ModelConfig(), Classes(("/m/a",), ("A",)), InputSpec(10, 128, 0.0, 0.0, 1.0), FbankConfig())
 
@@ -46,6 +46,47 @@ def test_the_running_mean_is_the_mean_and_integers_are_the_last(seeds: list[int]
     expected = torch.stack([tensors(seed)["w"].double() for seed in seeds]).mean(0)
     assert torch.allclose(mean.mean()["w"].double(), expected, atol=1e-6)
     assert torch.equal(mean.mean()["count"], tensors(seeds[-1])["count"])
+
+
+@pytest.mark.parametrize("decay", [0.3, 0.999])
+def test_the_ema_is_that_of_its_definition_in_float64(decay: float):
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)
+    ema = Ema(model, decay)
+    wanted = {name: value.double() for name, value in model.state_dict().items()}
+    for number in range(1, 30):
+        model.load_state_dict({name: value + torch.randn(()) for name, value in model.state_dict().items()})
+        ema.update(number)
+        kept = min(decay, (1 + number) / (10 + number))
+        for name, value in model.state_dict().items():
+            wanted[name] = kept * wanted[name] + (1 - kept) * value
+    wanted["1.num_batches_tracked"] = model.state_dict()["1.num_batches_tracked"]
+    assert ema.state_dict().keys() == wanted.keys()
+    for name, value in ema.state_dict().items():
+        assert value.dtype == model.state_dict()[name].dtype
+        assert torch.allclose(value.double(), wanted[name].double(), atol=1e-5), name
+
+
+def test_an_ema_restored_from_its_state_goes_on_to_the_bit():
+    models = [nn.Linear(4, 3), nn.Linear(4, 3)]
+    emas = [Ema(model, 0.9) for model in models]
+    for number in range(1, 6):
+        models[0].weight.data.normal_()
+        if number == 3:
+            emas[1].load_state_dict({name: value.clone() for name, value in emas[0].state_dict().items()})
+        models[1].load_state_dict(models[0].state_dict())
+        for ema in emas if number >= 3 else emas[:1]:
+            ema.update(number)
+    whole, restored = (ema.state_dict() for ema in emas)
+    assert all(torch.equal(whole[name], restored[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"ema_decay": 1.0}, "wa.ema_decay is 1.0"), ({"batch_norm_clips": -1}, "wa.batch_norm_clips is -1")],
+)
+def test_an_average_out_of_range_is_refused(values: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=message):
+        AverageConfig(**values)  # type: ignore[arg-type]
 
 
 def test_a_saved_and_restored_mean_goes_on_exactly():

@@ -1,0 +1,32 @@
+"""Functions on several gloo ranks, each in a process of its own."""
+
+import os
+import socket
+from collections.abc import Callable
+
+import torch
+
+from psla_fast.distributed import World, end_world, start_world
+
+
+def _run_rank(rank: int, size: int, port: int, task: Callable[..., None], words: tuple[object, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    world: World = start_world("cpu")
+    task(world, *words)
+    end_world(finished=True)
+
+
+def run_on_ranks(size: int, task: Callable[..., None], *words: object) -> None:
+    """Call task(world, *words) on each rank; fails where one does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_run_rank, args=(rank, size, port, task, words)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+    assert [process.exitcode for process in ranks] == [0] * size
