@@ -1,9 +1,12 @@
 """Errors at the command line: one line of what, got and what to do, exit status 2, never a traceback."""
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextlib.contextmanager
@@ -35,5 +38,6 @@ def _sentence(error: ValueError | OSError | RuntimeError) -> str:
         lacks_memory = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
         return "not enough memory for a batch. Lower the batch size." if lacks_memory else ""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror}."
+        advice = " Make room and run the same command again." if error.errno in FULL else ""
+        return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}.{advice}"
     return " ".join(str(error).split()) or type(error).__name__

@@ -19,7 +19,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(path.name + ".tmp")
     temporary.unlink(missing_ok=True)  # of a killed process
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
@@ -29,9 +30,26 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             os.close(folder)
     except RuntimeError as error:  # what torch and h5py raise for a failed write
+        check_room(path, 2**20)
         raise OSError(errno.EIO, f"can't be written ({error}); is the disk full?", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError that names no file, as those of writes, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Raise OSError where the disk of `path` hasn't room for so many bytes."""
+    if shutil.disk_usage(path.parent).free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -44,13 +62,11 @@ def keep_copy(path: Path, copy: Path) -> None:
     """Have what is at `path`, where something is, at `copy` as well, so that replacing it loses nothing."""
     if not path.is_file():
         return
-    temporary = copy.with_name(copy.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, copy)
+    with replacing(copy) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
 
 
 def write_once(path: Path, content: bytes) -> None:

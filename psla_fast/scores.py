@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from psla_fast.files import replacing
+from psla_fast.files import check_room, replacing
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ def write_scores(
     path: Path, keys: Sequence[str], scores: npt.NDArray[np.floating], targets: npt.NDArray[np.generic]
 ) -> None:
     """Write a score file atomically; targets (N, C) are hard labels."""
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        _write_columns(file, keys, scores, targets)
+    with replacing(path) as temporary:
+        _check_room(path, keys, targets)
+        with h5py.File(temporary, "w") as file:
+            _write_columns(file, keys, scores, targets)
 
 
 def add_epoch_scores(
@@ -47,8 +49,10 @@ def add_epoch_scores(
     targets: npt.NDArray[np.generic],
 ) -> None:
     """Add one epoch's scores as `epochs/NN` to a run's score file, whose `scores` are the mean; atomic."""
+    goes_on = path.is_file() and epoch > 1
     with replacing(path) as temporary:
-        if path.is_file() and epoch > 1:
+        _check_room(path, keys, targets, path.stat().st_size if goes_on else 0)
+        if goes_on:
             shutil.copyfile(path, temporary)
         with h5py.File(temporary, "a") as file:
             for name in ("key", "scores", "targets", f"epochs/{epoch:02d}"):
@@ -56,6 +60,14 @@ def add_epoch_scores(
                     del file[name]
             _write_columns(file, keys, mean_scores, targets)
             file.create_dataset(f"epochs/{epoch:02d}", data=epoch_scores.astype(np.float32))
+
+
+def _check_room(
+    path: Path, keys: Sequence[str], targets: npt.NDArray[np.generic], old_bytes: int = 0
+) -> None:
+    """Raise OSError before the disk is full: h5py, when it can't close a file, prints tracebacks, too."""
+    num_bytes = len(keys) * max(map(len, keys), default=0) + 9 * targets.size  # two float32 and a uint8 each
+    check_room(path, old_bytes + num_bytes + 65_536)
 
 
 def _write_columns(

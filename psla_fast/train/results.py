@@ -10,7 +10,7 @@ import tomli_w
 from torch.utils.tensorboard import SummaryWriter
 
 from psla_fast.checkpoint import Checkpoint, load_checkpoint
-from psla_fast.files import write_atomically
+from psla_fast.files import keep_copy, naming, write_atomically
 from psla_fast.metrics import Metrics
 from psla_fast.recipe import flat_config, read_recipe, resolved
 from psla_fast.train.config import TrainConfig
@@ -80,6 +80,7 @@ class RunFolder:
     def load_last(self, says: bool) -> Checkpoint | None:
         """Load last.pt, or where it is damaged previous.pt, with a warning that one rank `says`.
 
+        That rank puts previous.pt in its place as well, since the next save will make last.pt previous.pt.
         None where there is neither; raises ValueError where none can be read.
         """
         problem: ValueError | None = None
@@ -92,6 +93,7 @@ class RunFolder:
                     continue
                 if problem and says:
                     print(f"warning: {problem} Going on from {path}, written before it.", flush=True)
+                    keep_copy(self.previous, self.last)
                 return checkpoint
         if problem:
             raise problem
@@ -127,14 +129,15 @@ class RunFolder:
         write_atomically(self.path / name, text.encode())
 
     def write_summary(self, name: str, splits: list[Metrics]) -> None:
-        """Write best_single_, wa_, ema_ or ensemble_result.csv: mAP, AUC of val, then eval, one a line."""
+        """Write best_single_, wa_ or ensemble_result.csv: mAP, AUC of val, then eval, a number a line."""
         self.write_table(
             name, [[value] for metrics in splits for value in (metrics.mean_ap, metrics.mean_auc)]
         )
 
     def log(self, row: dict[str, object]) -> None:
         """Append a row to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        path = self.path / "metrics.jsonl"
+        with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(_json_values(row), allow_nan=False) + "\n")
 
     def log_epoch(
@@ -172,7 +175,6 @@ class RunFolder:
         for name, text in (
             ("best_single_result.csv", f"best epoch ({best_epoch})"),
             ("wa_result.csv", "weights averaged"),
-            ("ema_result.csv", "weights' EMA"),
             ("ensemble_result.csv", "checkpoints ensembled"),
         ):
             if (self.path / name).is_file():

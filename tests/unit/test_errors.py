@@ -11,9 +11,9 @@ from psla_fast.errors import exit_on_user_error
         (ValueError("two\nlines"), "prog: error: two lines"),
         (
             OSError(errno.ENOSPC, "No space left on device", "a.tar"),
-            "prog: error: a.tar: No space left on device.",
+            "prog: error: a.tar: No space left on device. Make room and run the same command again.",
         ),
-        (OSError(errno.ENOSPC, "No space left on device"), "prog: error: No space left on device."),
+        (OSError(errno.EACCES, "Permission denied"), "prog: error: Permission denied."),
         (RuntimeError("CUDA out of memory. Tried to"), "prog: error: not enough memory for a batch."),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), "prog: error: not enough memory"),
     ],
