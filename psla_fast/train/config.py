@@ -87,6 +87,10 @@ class TrainConfig:
     """What a loss that isn't finite does: stop the run, or have its step left out. Either names the clips."""
     log_every_steps: int = 20
     """Steps between progress lines and rows of metrics.jsonl; the only steps that wait for the device."""
+    profile: bool = False
+    """Profile a few steps of the first epoch, a little into it: a trace and a summary in RUN/profile."""
+    wandb: str = ""
+    """Project of Weights & Biases that gets the curves, too; none: they stay in the run's folder."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

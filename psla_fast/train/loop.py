@@ -30,9 +30,11 @@ from psla_fast.stream import (
 from psla_fast.train.averaging import Ema
 from psla_fast.train.batch_norm import find_batch_norms, recompute_statistics
 from psla_fast.train.config import TrainConfig
+from psla_fast.train.curves import check_wandb, open_curves
 from psla_fast.train.epoch_end import EpochEnd
 from psla_fast.train.finite import describe_batch
 from psla_fast.train.optim import compute_lr
+from psla_fast.train.profiling import StepProfiler
 from psla_fast.train.progress import Progress
 from psla_fast.train.results import RunFolder
 from psla_fast.train.signals import Stopped, StopSignals, name_signal
@@ -52,6 +54,7 @@ class Trainer:
         `streams` opens what batches come from; benchmarks pass others.
         """
         self.config, self.world, self.streams = config, world, streams
+        check_wandb(config.wandb)
         self.folder = RunFolder(config.run)
         self.train, self.scored = open_splits(config)
         statistics = (
@@ -85,10 +88,13 @@ class Trainer:
         self.ema = Ema(self.model, config.wa.ema_decay) if config.wa.ema_decay and world.is_first else None
         self.signals = StopSignals(world)
         self.progress = Progress(config.optim.epochs, world)
+        self.profiler = StepProfiler(config, world, self.progress.say)
         self.end = EpochEnd(config, self.folder, self.card, self.scored, world, self.progress.say)
         if world.is_first:
             self.folder.start(config)
         self._resume()
+        if world.is_first:
+            self.folder.curves = open_curves(config, self.state.epoch, self.state.updates)
         self.step.distribute()
 
     def run(self) -> None:
@@ -99,14 +105,18 @@ class Trainer:
         stream = self.streams(self.train, config.stream, self.plan.shapes, self.world.device)
         try:
             for epoch in range(state.epoch, config.optim.epochs + 1):
-                self.progress.start_epoch(self.plan.batch_sizes(epoch), state.step)
-                batches = stream.batches(self.plan.batches(epoch, state.step))
-                loss = self._train_epoch(epoch, self.progress.timed(batches))
+                self.progress.start_epoch(epoch, self.plan.batch_sizes(epoch), state.step)
+                batches = self.progress.timed(stream.batches(self.plan.batches(epoch, state.step)))
+                num_steps = self.plan.num_steps(epoch) - state.step
+                loss = self._train_epoch(epoch, self.profiler.watch(batches, num_steps))
                 self._finish_epoch(epoch, loss)
             settle = partial(self._settle_batch_norm, stream)
             self.end.finish_run(state, self.model, self.ema, settle, self._check_stop)
         finally:
             stream.close()
+            self.profiler.close()
+            self.progress.close()
+            self.folder.curves.close()
 
     def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> float:
         """Run the epoch's steps from `state.step` on; returns the mean loss over all its clips."""
@@ -134,7 +144,7 @@ class Trainer:
                 self._check_finite(epoch)
                 row = self.progress.report(epoch, step + 1, self._mean_over_ranks(loss), lr)
                 if self.world.is_first:
-                    self.folder.log(row)
+                    self.folder.log_step(row, state.updates + (not is_last))
             waits = logs or self.world.size == 1 or self.world.device.type == "cpu"  # GPUs: at log steps only
             if waits and is_last:
                 stop, save = self.signals.agree(time.monotonic() - saved > 60 * config.checkpoint_minutes)

@@ -3,17 +3,16 @@
 import json
 import math
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 
 import tomli_w
-from torch.utils.tensorboard import SummaryWriter
 
 from psla_fast.checkpoint import Checkpoint, load_checkpoint
 from psla_fast.files import keep_copy, naming, write_atomically
 from psla_fast.metrics import Metrics
 from psla_fast.recipe import flat_config, read_recipe, resolved
 from psla_fast.train.config import TrainConfig
+from psla_fast.train.curves import Curves
 
 # what may differ when a run goes on: how fast it runs, not what it computes
 FREE_KEYS: tuple[str, ...] = (
@@ -26,7 +25,7 @@ FREE_KEYS: tuple[str, ...] = (
     "channels_last",
     "keep_epochs",
 )
-FREE_KEYS += ("checkpoint_minutes", "log_every_steps", "on_nan")
+FREE_KEYS += ("checkpoint_minutes", "log_every_steps", "on_nan", "profile", "wandb")
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.scores = path / "scores"
+        self.curves = Curves(path)
 
     @property
     def last(self) -> Path:
@@ -129,7 +129,7 @@ class RunFolder:
         write_atomically(self.path / name, text.encode())
 
     def write_summary(self, name: str, splits: list[Metrics]) -> None:
-        """Write best_single_, wa_ or ensemble_result.csv: mAP, AUC of val, then eval, a number a line."""
+        """Write best_single_, wa_, ema_ or ensemble_result.csv: mAP, AUC of val, then eval, one a line."""
         self.write_table(
             name, [[value] for metrics in splits for value in (metrics.mean_ap, metrics.mean_auc)]
         )
@@ -140,6 +140,11 @@ class RunFolder:
         with naming(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(_json_values(row), allow_nan=False) + "\n")
 
+    def log_step(self, row: dict[str, object], update: int) -> None:
+        """Log a step's row to metrics.jsonl and the curves; `update` is the one its batch is part of."""
+        self.log(row)
+        self.curves.add_step(row, update)
+
     def log_epoch(
         self,
         epoch: int,
@@ -148,26 +153,15 @@ class RunFolder:
         single: list[Metrics],
         ensemble: list[Metrics],
     ) -> None:
-        """Log an epoch's figures to metrics.jsonl and TensorBoard; `names` are the scored splits."""
-        row: dict[str, object] = {
-            "epoch": epoch,
-            "train_loss": result.train_loss,
-            "val_loss": result.val_loss,
-        }
+        """Log an epoch's figures to metrics.jsonl and the curves; `names` are the scored splits."""
+        row: dict[str, object] = {"train_loss": result.train_loss, "val_loss": result.val_loss}
         for name, alone, together in zip(names, single, ensemble, strict=True):
             row.update({f"{name}/{key}": value for key, value in asdict(alone).items()})
             row.update(
                 {f"{name}_ensemble/mean_ap": together.mean_ap, f"{name}_ensemble/mean_auc": together.mean_auc}
             )
-        self.log({**row, "lr": result.lr})
-        for key, value in row.items():
-            if key != "epoch":
-                self._events.add_scalar(key, value, epoch)
-        self._events.flush()
-
-    @cached_property
-    def _events(self) -> SummaryWriter:
-        return SummaryWriter(str(self.path / "events"))
+        self.log({"epoch": epoch, **row, "lr": result.lr})
+        self.curves.add_epoch(row, epoch)
 
     def closing_lines(self, names: list[str], best_epoch: int) -> list[str]:
         """Say what the result files hold, and where they are."""
@@ -175,6 +169,7 @@ class RunFolder:
         for name, text in (
             ("best_single_result.csv", f"best epoch ({best_epoch})"),
             ("wa_result.csv", "weights averaged"),
+            ("ema_result.csv", "weights' EMA"),
             ("ensemble_result.csv", "checkpoints ensembled"),
         ):
             if (self.path / name).is_file():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from psla_fast.augment import InputSpec, StoredBatch, augment, draw_uniforms
 from psla_fast.distributed import World
@@ -82,7 +83,8 @@ class TrainStep:
 
     def __call__(self, batch: Batch, place: StepPlace) -> Tensor:
         """Take a step on a rank's batch; returns its loss, detached and on the device."""
-        inputs, targets = self.prepare(batch, place.epoch, place.step)
+        with record_function("augment"):  # of profiling.PHASES
+            inputs, targets = self.prepare(batch, place.epoch, place.step)
         self.guard.before_step()
         alone = not place.updates and isinstance(self.ddp, DistributedDataParallel)
         with self.ddp.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
@@ -90,15 +92,18 @@ class TrainStep:
         if place.updates:
             for group in self.optimizer.param_groups:
                 group["lr"] = place.lr
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.optimizer.zero_grad(set_to_none=True)
+            with record_function("optimiser"):
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.optimizer.zero_grad(set_to_none=True)
         return self.guard.after_step(place.step, loss)
 
     def _backward(self, inputs: tuple[Tensor, ...], targets: Tensor, parts: int) -> Tensor:
         """Add the gradients of the model's arguments and targets (B, C); returns the loss."""
-        with autocast(self.precision, self.world.device):
-            scores = self.ddp(*inputs)
-        loss = compute_loss(scores, targets, self.config.loss)
-        self.scaler.scale(loss / parts if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        with record_function("forward"):
+            with autocast(self.precision, self.world.device):
+                scores = self.ddp(*inputs)
+            loss = compute_loss(scores, targets, self.config.loss)
+        with record_function("backward"):
+            self.scaler.scale(loss / parts if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
