@@ -25,11 +25,12 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
-    """Choose for `auto`: bf16 where the device computes in it (CPUs: AMX), else fp16, on CPUs fp32."""
+    """Choose for `auto`: bf16 where the device computes in it, else fp16, on CPUs fp32."""
     if precision != "auto":
         return precision
     if device.type != "cuda":
-        return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+        found = torch.cpu.get_capabilities()  # other CPUs emulate bf16, slower than fp32
+        return "bf16" if found.get("amx_bf16") or found.get("avx512_bf16") else "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 

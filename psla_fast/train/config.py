@@ -11,6 +11,7 @@ from psla_fast.models import ModelConfig
 from psla_fast.sampling import SamplingConfig
 from psla_fast.stream import StreamConfig
 from psla_fast.train.averaging import AverageConfig
+from psla_fast.train.compiling import CompileMode
 from psla_fast.train.losses import LossConfig
 from psla_fast.train.optim import OptimConfig
 
@@ -70,8 +71,9 @@ class TrainConfig:
     """Seeds the weights, the draws and the augmentation."""
     precision: Precision = "auto"
     """Autocast; auto: bf16 on devices that compute in it, else fp16 with a scaler on GPUs, fp32 on CPUs."""
-    compile: Literal["none", "default", "max"] = "none"
-    """torch.compile of model and augmentation: none, default, or max (max-autotune)."""
+    compile: CompileMode = "none"
+    """torch.compile of model and augmentation: none, default, max (max-autotune), or graphs (default with
+    CUDA graphs, for batches so small that launching kernels takes the time)."""
     channels_last: bool = True
     """Keep activations channels-last in memory, which convolutions want."""
     device: DeviceName = "auto"
@@ -98,6 +100,11 @@ class TrainConfig:
             raise ValueError(
                 f"log_every_steps is {self.log_every_steps}, checkpoint_minutes {self.checkpoint_minutes}, "
                 f"seed {self.seed}; give 1 or more, 0 or more, and 0 or more."
+            )
+        if self.compile == "graphs" and self.optim.accumulate > 1:
+            raise ValueError(
+                "compile graphs reuses the memory of gradients, so optim.accumulate can't add to them. Use "
+                "--compile default."
             )
         if self.model.mask_padding and self.augment.roll_frames:
             raise ValueError(

@@ -29,6 +29,7 @@ from psla_fast.stream import (
 )
 from psla_fast.train.averaging import Ema
 from psla_fast.train.batch_norm import find_batch_norms, recompute_statistics
+from psla_fast.train.compiling import count_graphs
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.curves import check_wandb, open_curves
 from psla_fast.train.epoch_end import EpochEnd
@@ -86,7 +87,7 @@ class Trainer:
         self.step = TrainStep(config, self.model, spec, self.train.storage, world)
         self.state = TrainState()
         self.ema = Ema(self.model, config.wa.ema_decay) if config.wa.ema_decay and world.is_first else None
-        self.signals = StopSignals(world)
+        self.signals, self.num_graphs = StopSignals(world), count_graphs()
         self.progress = Progress(config.optim.epochs, world)
         self.profiler = StepProfiler(config, world, self.progress.say)
         self.end = EpochEnd(config, self.folder, self.card, self.scored, world, self.progress.say)
@@ -142,6 +143,7 @@ class Trainer:
             logs = (step + 1) % config.log_every_steps == 0 or step + 1 == num_steps
             if logs:
                 self._check_finite(epoch)
+                self._say_compiled(epoch, step)
                 row = self.progress.report(epoch, step + 1, self._mean_over_ranks(loss), lr)
                 if self.world.is_first:
                     self.folder.log_step(row, state.updates + (not is_last))
@@ -215,6 +217,13 @@ class Trainer:
         except Stopped:
             self._save_last()
             raise
+
+    def _say_compiled(self, epoch: int, step: int) -> None:
+        """Say where the run stopped to compile; after each shape's first batch it shouldn't again."""
+        num_graphs = count_graphs()
+        if num_graphs > self.num_graphs:
+            self.progress.say(f"{num_graphs} graphs compiled by epoch {epoch}, step {step + 1}")
+        self.num_graphs = num_graphs
 
     def _mean_over_ranks(self, value: Tensor) -> float:
         return float(sum_over_ranks(value.clone(), self.world)) / self.world.size

@@ -3,7 +3,6 @@
 # B clips of a rank's batch, T frames, F mels, C classes
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from psla_fast.distributed import World
 from psla_fast.evaluate import autocast, resolve_precision
 from psla_fast.shards import Storage
 from psla_fast.stream import Batch
+from psla_fast.train.compiling import compile_parts
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.finite import FiniteGuard
 from psla_fast.train.losses import compute_loss
@@ -55,11 +55,7 @@ class TrainStep:
         if skips and not scales:  # it only leaves out updates whose gradients aren't finite
             self.scaler = GradScaler(world.device.type, init_scale=1.0, growth_interval=2**31 - 1)
         self.guard = FiniteGuard(model, skips, world.device)
-        self._augment: Callable[..., tuple[Tensor, Tensor]] = augment
-        if config.compile != "none":
-            mode = "max-autotune-no-cudagraphs" if config.compile == "max" else "default"
-            model.compile(mode=mode)
-            self._augment = torch.compile(augment, mode=mode)
+        self._augment = compile_parts(model, augment, config.compile, max(1, len(spec.buckets)))
 
     def distribute(self) -> None:
         """Let gradients be averaged over the ranks from now on, where there are several."""
@@ -70,12 +66,16 @@ class TrainStep:
     def prepare(self, batch: Batch, epoch: int, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Seed torch for a step, and augment its batch: the model's arguments, and targets (B, C)."""
         config, world = self.config, self.world
+        if config.compile == "graphs":
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # drop-connect and noise draw from torch's global generator; seeded by step, a resume repeats it
         entropy = [config.seed, epoch, step, world.rank, 2]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
         share = len(batch.clip_ids)
         uniforms = draw_uniforms(config.seed, epoch, step, share * world.size)
-        mine = uniforms[world.rank * share :][:share].to(world.device, non_blocking=True)
+        mine = uniforms[world.rank * share :][:share]
+        if world.device.type == "cuda":  # copies from memory that isn't pinned may wait
+            mine = mine.pin_memory().to(world.device, non_blocking=True)
         tensors = (batch.fbank, batch.num_frames, batch.targets, batch.partner_row, batch.lam)
         stored = StoredBatch(*tensors, self.storage.scale, self.storage.offset)
         x, targets = self._augment(stored, mine, config.augment, self.spec)

@@ -1,0 +1,61 @@
+"""Compiled training: the eager loss curve, one graph a shape, none after the first epoch."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from psla_fast.distributed import World
+from psla_fast.stream import BatchShape, SequentialPlan
+from psla_fast.train import compiling
+from psla_fast.train.loop import Trainer
+from tests.tiny import tiny_config, train_tiny
+
+BUCKETS = [
+    str(frames) for frames in (60, 68, 72, 76, 80, 84, 88, 92, 96, 100)
+]  # more than torch's limit of 8
+SHORT = ["--stream.buckets", *BUCKETS, "--stream.bucket-by", "clips", "--optim.batch-size", "2"]
+
+
+@pytest.fixture
+def no_inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs are captured and counted as ever, but run as they are: C++ for ten shapes takes minutes."""
+    torch.compiler.reset()
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    with torch._dynamo.config.patch(recompile_limit=8):
+        yield
+
+
+@pytest.mark.usefixtures("no_inductor")
+def test_with_ten_buckets_nothing_is_compiled_after_each_shape_s_first_batch(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = compiling.count_graphs()
+    config = tiny_config(packed, tmp_path / "run", *SHORT, "--compile", "default", "--optim.epochs", "4")
+    train_tiny(config)
+    said = re.findall(r"^(\d+) graphs compiled by epoch (\d)", capsys.readouterr().out, flags=re.MULTILINE)
+    trainer = Trainer(config, World(0, 1, torch.device("cpu")))
+    scored = set()
+    for _, shards in trainer.scored:
+        sequential = SequentialPlan(shards.index.num_frames, 2, tuple(map(int, BUCKETS)))
+        scored |= {plan.shape for plan in sequential.batches()}
+    trained: set[BatchShape] = set()
+    count = before
+    for epoch in (1, 2, 3, 4):
+        trained |= {plan.shape for plan in trainer.plan.batches(epoch)}
+        count = max([count, *(int(number) for number, at_epoch in said if int(at_epoch) == epoch)])
+        # of each shape the augmentation and the model, and once it is scored that
+        assert count - before == 2 * len(trained) + (len(scored) if epoch > 1 else 0)
+    assert len(trained) > 8
+
+
+@pytest.mark.usefixtures("no_inductor")
+def test_a_graph_too_many_is_noticed(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The count above rises where a shape is new: what the test before this one relies on."""
+    before = compiling.count_graphs()
+    compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+    for size in (1, 2, 3, 3, 2):
+        compiled(torch.zeros(size))
+    assert compiling.count_graphs() - before == 3
