@@ -104,9 +104,10 @@ def check_compatible(card: Card, shards: Shards, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Keys, scores (N, C), targets (N, C) and metrics of a model on a split."""
+    """Keys, scores (N, C), targets (N, C) and metrics of a model on a split, and its classes' mids (C,)."""
 
     keys: list[str]
+    mids: tuple[str, ...]
     scores: npt.NDArray[np.float32]
     targets: npt.NDArray[np.float32]
     metrics: Metrics
@@ -124,9 +125,10 @@ def evaluate_checkpoint(
         use_channels_last(model)
         scores = score_shards(model, shards, checkpoint.card.input, batch_size, precision, world).numpy()
         targets = shards.targets(np.arange(len(shards)))
-        return Evaluation(shards.keys, scores, targets, compute_metrics(scores, targets))
+        metrics = compute_metrics(scores, targets)
+        return Evaluation(shards.keys, shards.classes.mids, scores, targets, metrics)
 
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write an evaluation as a score file."""
-    write_scores(path, evaluation.keys, evaluation.scores, evaluation.targets)
+    write_scores(path, evaluation.keys, evaluation.scores, evaluation.targets, evaluation.mids)

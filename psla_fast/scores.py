@@ -1,7 +1,8 @@
-"""Score files: HDF5 with `key` (N,), `scores` (N, C) and, by choice, `targets` (N, C)."""
+"""Score files: HDF5 with `key` (N,), `scores` (N, C) and, by choice, `targets` (N, C) and `mids` (C,)."""
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from psla_fast.files import check_room, replacing
+
+CLIPS_A_PIECE = 8192
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,19 @@ class ScoreFile:
 
 
 def write_scores(
-    path: Path, keys: Sequence[str], scores: npt.NDArray[np.floating], targets: npt.NDArray[np.generic]
+    path: Path,
+    keys: Sequence[str],
+    scores: npt.NDArray[np.floating],
+    targets: npt.NDArray[np.generic],
+    mids: Sequence[str] = (),
 ) -> None:
-    """Write a score file atomically; targets (N, C) are hard labels."""
+    """Write a score file atomically; targets (N, C) are hard labels, mids (C,) say what the classes are."""
     with replacing(path) as temporary:
         _check_room(path, keys, targets)
         with h5py.File(temporary, "w") as file:
             _write_columns(file, keys, scores, targets)
+            if mids:
+                file.create_dataset("mids", data=np.array([mid.encode() for mid in mids], dtype="S"))
 
 
 def add_epoch_scores(
@@ -80,19 +89,41 @@ def _write_columns(
 
 def read_scores(path: Path) -> ScoreFile:
     """Read a score file; raises ValueError that says what is wrong with it."""
+    with _open(path) as (file, keys):
+        scores = file["scores"][:].astype(np.float32)
+        targets = file["targets"][:] if "targets" in file else np.empty((0, scores.shape[1]), np.uint8)
+    return ScoreFile(keys, scores, targets)
+
+
+def read_pieces(path: Path, mids: Sequence[str]) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+    """Read a score file of these classes some thousand clips at a time: their keys, and scores (≤ N, C).
+
+    Raises ValueError where it is no score file, or one of other classes.
+    """
+    with _open(path) as (file, keys):
+        if file["scores"].shape[1] != len(mids):
+            raise ValueError(f"{path} has scores of {file['scores'].shape[1]} classes, not {len(mids)}.")
+        if "mids" in file and [mid.decode() for mid in file["mids"][:].tolist()] != list(mids):
+            raise ValueError(f"{path} has scores of other classes, or in another order.")
+        for start in range(0, len(keys), CLIPS_A_PIECE):
+            piece = slice(start, start + CLIPS_A_PIECE)
+            yield keys[piece], file["scores"][piece].astype(np.float32)
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[h5py.File, list[str]]]:
+    """Open a score file, checked but for its values; give it and its keys."""
     if not path.is_file():
         raise ValueError(f"{path} not found. Pass a score file that evaluate wrote.")
     try:
         with h5py.File(path, "r") as file:
-            keys = [key.decode() for key in file["key"][:].tolist()]
-            scores = file["scores"][:].astype(np.float32)
-            targets = file["targets"][:] if "targets" in file else np.empty((0, *scores.shape[1:]), np.uint8)
+            keys, shape = [key.decode() for key in file["key"][:].tolist()], file["scores"].shape
+            if len(shape) != 2 or shape[0] != len(keys) or len(set(keys)) != len(keys):
+                raise ValueError(
+                    f"{path}: {len(keys)} keys, {len(set(keys))} different, scores {shape}; not a score file."
+                )
+            yield file, keys
     except (OSError, KeyError, AttributeError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path} is not a score file ({error}). It needs key (N,) and scores (N, C)."
         ) from error
-    if scores.ndim != 2 or len(scores) != len(keys) or len(set(keys)) != len(keys):
-        raise ValueError(
-            f"{path}: {len(keys)} keys, {len(set(keys))} different, scores {scores.shape}; not a score file."
-        )
-    return ScoreFile(keys, scores, targets)

@@ -67,6 +67,7 @@ class Shards:
         self.mean, self.std = float(attributes["mean"]), float(attributes["std"])
         self.fingerprint = str(attributes["fingerprint"])
         self.frame_bytes = self.fbank_config.num_mels * self.storage.numpy.itemsize
+        self._soft_targets: tuple[npt.NDArray[np.float16], float] | None = None
         self._files: dict[int, int] = {}
         self._lock = threading.Lock()
 
@@ -122,14 +123,24 @@ class Shards:
         content = self.fingerprint.encode() + indptr.tobytes() + indices.tobytes()
         self.fingerprint = hashlib.sha256(content).hexdigest()
 
+    def set_soft_targets(self, table: npt.NDArray[np.float16], weight: float) -> None:
+        """Make all targets (1 - weight)·multi-hot + weight·table (N, C); the fingerprint tells them apart."""
+        self._soft_targets = table, weight
+        content = hashlib.sha256(f"{self.fingerprint} {weight!r}".encode())
+        content.update(np.ascontiguousarray(table).data.cast("B"))
+        self.fingerprint = content.hexdigest()
+
     def targets(self, clip_ids: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
-        """Give the multi-hot targets (B, C) of clips."""
+        """Give the targets (B, C) of clips: multi-hot, unless `set_soft_targets` has changed them."""
         starts, ends = self.index.indptr[clip_ids], self.index.indptr[clip_ids + 1]
         counts = ends - starts
         rows = np.repeat(np.arange(len(clip_ids)), counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         targets = np.zeros((len(clip_ids), len(self.classes)), dtype=np.float32)
         targets[rows, self.index.indices[np.repeat(starts, counts) + within]] = 1
+        if self._soft_targets is not None:
+            table, weight = self._soft_targets
+            targets = (1 - weight) * targets + weight * table[clip_ids].astype(np.float32)
         return targets
 
     def fbank(self, clip_id: int) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ from psla_fast.sampling import SamplingConfig
 from psla_fast.stream import StreamConfig
 from psla_fast.train.averaging import AverageConfig
 from psla_fast.train.compiling import CompileMode
+from psla_fast.train.distillation import DistillConfig
 from psla_fast.train.losses import LossConfig
 from psla_fast.train.optim import OptimConfig
 
@@ -66,6 +67,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     wa: AverageConfig = field(default_factory=AverageConfig)
     seed: int = 0
     """Seeds the weights, the draws and the augmentation."""
@@ -105,6 +107,11 @@ class TrainConfig:
             raise ValueError(
                 "compile graphs reuses the memory of gradients, so optim.accumulate can't add to them. Use "
                 "--compile default."
+            )
+        if self.distill.scores and self.loss.kind == "focal":
+            raise ValueError(
+                "loss.kind focal isn't linear in the targets, so a teacher's can't be blended into them. Use "
+                "--loss.kind bce, or leave --distill.scores out."
             )
         if self.model.mask_padding and self.augment.roll_frames:
             raise ValueError(

@@ -7,6 +7,7 @@ import numpy as np
 from psla_fast.labels import read_labels, replace_labels
 from psla_fast.shards import ShardError, Shards, exists_split, is_remote, join, open_shards
 from psla_fast.train.config import TrainConfig
+from psla_fast.train.distillation import set_teacher
 
 
 def open_splits(config: TrainConfig) -> tuple[Shards, list[tuple[str, Shards]]]:
@@ -24,6 +25,8 @@ def open_splits(config: TrainConfig) -> tuple[Shards, list[tuple[str, Shards]]]:
     train = open_shards(join(data.shards, data.train), cache)
     if data.labels:
         replace_labels(train, read_labels(Path(data.labels), train.classes))
+    if config.distill.scores:
+        set_teacher(train, config.distill, config.loss)
     names = [data.val]
     try:
         if data.eval != data.val and exists_split(join(data.shards, data.eval)):
