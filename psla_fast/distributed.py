@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from psla_fast.allocator import keep_freed_memory
+
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -39,6 +41,8 @@ def start_world(device: DeviceName) -> World:
     if cuda:
         torch.cuda.set_device(place)
         torch.backends.cudnn.benchmark = True  # shapes are few
+    else:
+        keep_freed_memory()
     if "WORLD_SIZE" not in os.environ:
         return World(0, 1, place)
     dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
