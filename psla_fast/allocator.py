@@ -9,9 +9,9 @@ LARGEST = 2**30
 def keep_freed_memory() -> None:
     """Let this process keep freed memory for the next tensor, where the C library is glibc.
 
-    By itself it gives tensors above 32 MB back at once, and each step of a training has its activations' pages
-    mapped anew: measured, a third of a float32 step of EfficientNet-B0. The process then stays at its peak
-    size.
+    By itself it gives tensors above 32 MB back at once, and each step of a training has the pages of its
+    activations mapped anew: measured, a third of a float32 step of EfficientNet-B0. The process then stays at
+    its peak size.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
