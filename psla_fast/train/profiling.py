@@ -1,6 +1,7 @@
 """Profiling: a few steps of a run -> their trace, each phase's time, the costliest ops, and what waited."""
 
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,8 @@ class StepProfiler:
         activities = [ProfilerActivity.CPU]
         if self._device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
+        else:  # the profiler's library would print that it finds no GPU
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")
 
         def choose_action(step: int) -> ProfilerAction:
             if step == last:
