@@ -6,7 +6,7 @@ import difflib
 import io
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -46,8 +46,8 @@ def read_recipe(name: str) -> dict[str, Any]:
 def parse_recipes(kind: type[Config], arguments: Sequence[str], prog: str) -> Config:
     """Parse `RECIPE.toml… [--flag value]…`; the later wins.
 
-    Raises ValueError with the closest known name for an unknown key or flag. `--help` prints and exits with
-    0.
+    A flag of a yes or no is yes without a value. Raises ValueError with the closest known name for an unknown
+    key or flag. `--help` prints and exits with 0.
     """
     recipes = []
     for argument in arguments:
@@ -62,12 +62,14 @@ def parse_recipes(kind: type[Config], arguments: Sequence[str], prog: str) -> Co
             if key not in fields:
                 raise ValueError(f"recipe {recipe}: unknown key {key!r}. {_closest(key, fields)}")
             words += _as_flag(key, value)
-    for flag in flags:
+    for flag, value in zip(flags, [*flags[1:], "--"], strict=True):
         name = flag.split("=")[0].removeprefix("--").replace("-", "_")
         if flag.startswith("--") and name not in fields and name != "help":
             suggestion = _closest(name, fields).replace("_", "-")
             raise ValueError(f"unknown flag {flag.split('=')[0]}. {suggestion}")
-    return parse_flags(kind, [*words, *flags], prog, (tyro.conf.FlagConversionOff,))
+        alone = fields.get(name) is bool and flag.startswith("--") and "=" not in flag
+        words += [flag, "True"] if alone and value.startswith("--") else [flag]
+    return parse_flags(kind, words, prog, (tyro.conf.FlagConversionOff,))
 
 
 def parse_flags(
@@ -113,18 +115,18 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _fields(kind: Any, prefix: str = "") -> list[str]:
-    """Every leaf of a config class as `section.key`."""
-    names: list[str] = []
+def _fields(kind: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of a config class as `section.key`, with its type."""
+    names: dict[str, Any] = {}
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         inner = hints[field.name]
         nested = dataclasses.is_dataclass(inner)
-        names += _fields(inner, f"{prefix}{field.name}.") if nested else [f"{prefix}{field.name}"]
+        names |= _fields(inner, f"{prefix}{field.name}.") if nested else {f"{prefix}{field.name}": inner}
     return names
 
 
-def _closest(name: str, known: list[str]) -> str:
+def _closest(name: str, known: Iterable[str]) -> str:
     last = [field for field in known if field.split(".")[-1] == name.split(".")[-1]]
     close = last or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"Did you mean {close[0]!r}?" if close else "See --help for all."

@@ -20,7 +20,6 @@ from tests.tiny import step_rows, tiny_config, train_tiny
 # 16 steps an epoch, of which those numbered 10 to 14 are profiled; the last one is a log step
 FLAGS = (
     "--profile",
-    "True",
     "--optim.batch-size",
     "4",
     "--log-every-steps",

@@ -106,6 +106,26 @@ def test_negative_numbers_pairs_and_booleans_pass_through_recipes(tmp_path: Path
     assert (config.channels_last, config.input.pad_value, config.optim.betas) == (False, -15.94, (0.5, 0.25))
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        (["--profile"], (True, True, "")),
+        (["--profile", "--channels-last", "False"], (True, False, "")),
+        (["--profile", "False", "--channels-last"], (False, True, "")),
+        (["--profile=True", "--wandb", "birds", "--channels_last=False"], (True, False, "birds")),
+    ],
+)
+def test_a_yes_or_no_without_a_value_is_yes(flags: list[str], found: tuple[object, ...]):
+    for arguments in ([*flags, *NEEDED], [*NEEDED, *flags]):
+        config = parse("fsd50k", *arguments)
+        assert (config.profile, config.channels_last, config.wandb) == found
+
+
+def test_a_flag_that_lacks_its_value_is_named():
+    with pytest.raises(ValueError, match="--wandb"):
+        parse("fsd50k", *NEEDED, "--wandb")
+
+
 def leaves(kind: Any) -> list[str]:
     names: list[str] = []
     hints = get_type_hints(kind)
