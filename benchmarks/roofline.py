@@ -8,6 +8,7 @@ import time
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from psla_fast.models import ModelConfig, build_model
 
@@ -35,6 +36,29 @@ def count_convolution_outputs(name: str, frames: int) -> int:
     with torch.no_grad():
         model(torch.zeros(1, frames, 128))
     return counted
+
+
+def count_forward_flops(name: str, frames: int) -> int:
+    """Floating-point operations of a forward pass of one clip, two for each multiplication with addition."""
+    model = build_model(ModelConfig(name=f"efficientnet_{name}"), NUM_CLASSES).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, frames, 128))
+    return int(counter.get_total_flops())
+
+
+def measure_peak_flops(device: torch.device, precision: str) -> float:
+    """Floating-point operations a second of a large matrix product: the best of 5."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    size = 8192 if device.type == "cuda" else 2048
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(6):
+        start = time.perf_counter()
+        one @ other
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
 
 
 def measure_copy_bandwidth(device: torch.device) -> float:

@@ -14,7 +14,7 @@ from time import perf_counter
 
 import torch
 from record import interleave, paired_ratio, print_table, read_environment, summarise, write_record
-from step_ours import build_our_step, build_slab
+from step_ours import build_batch, build_our_step
 from stream_on_device import read_all, synchronize, train
 from stream_ours import make_plan
 from synthetic import make_shards
@@ -62,7 +62,9 @@ def measure(
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, list[float]]]:
     """GB/s by kind, clips/s of training steps by kind and on one batch, and the shares waited, by round."""
     precision = resolve_precision("auto", device)
-    step = build_our_step(ModelConfig(name=config.model), device, precision, config.compile)
+    step = build_our_step(
+        ModelConfig(name=config.model), device, precision, config.compile, (config.clip_frames,)
+    )
     size = config.batch_size, config.clip_frames
     waits: dict[str, list[float]] = {}
     streams, steps = {}, {}
@@ -75,7 +77,7 @@ def measure(
     def train_on_one() -> float:
         start = perf_counter()
         for _ in range(config.steps):
-            step(*one)
+            step(one)
         synchronize(device)
         return config.steps * config.batch_size / (perf_counter() - start)
 
@@ -88,7 +90,7 @@ def measure(
             continue
         streams[kind] = partial(read_all, stream, plans, device)
         steps[kind] = partial(train_on, kind, stream, plans[: config.steps])
-    one = build_slab(device, *size)
+    one = build_batch(device, *size)
     steps["one batch on the device"] = train_on_one
     return interleave(streams, config.trials), interleave(steps, config.trials), waits
 

@@ -1,4 +1,4 @@
-"""What benchmarks/stream_device.py times: a stream alone, and training steps on it."""
+"""What stream_device.py and end_to_end.py time: a stream alone, training steps on it, and no stream at all."""
 
 from collections.abc import Iterator
 from time import perf_counter
@@ -6,7 +6,6 @@ from time import perf_counter
 import torch
 from step_ours import Step
 
-from psla_fast.augment import StoredBatch, draw_uniforms
 from psla_fast.stream import Batch, BatchPlan, Stream
 
 
@@ -35,9 +34,25 @@ def train(step: Step, batches: Iterator[Batch], device: torch.device) -> tuple[f
         waited += perf_counter() - asked
         if batch is None:
             break
-        tensors = batch.fbank, batch.num_frames, batch.targets, batch.partner_row, batch.lam
-        step(StoredBatch(*tensors), draw_uniforms(0, 1, 0, len(batch.clip_ids)).to(device))
+        step(batch)
         num_clips += len(batch.clip_ids)
     synchronize(device)
     seconds = perf_counter() - start
     return num_clips / seconds, waited / seconds
+
+
+class SyntheticStream:
+    """Gives the same batch for each plan."""
+
+    def __init__(self, batch: Batch) -> None:
+        """Take the batch, on the device."""
+        self._batch = batch
+
+    def batches(self, plans: Iterator[BatchPlan]) -> Iterator[Batch]:
+        """Yield it as often as there are plans."""
+        for _ in plans:
+            yield self._batch
+
+    def close(self) -> None:
+        """Let the batch go."""
+        del self._batch

@@ -109,7 +109,7 @@ class Trainer:
                 self.progress.start_epoch(epoch, self.plan.batch_sizes(epoch), state.step)
                 batches = self.progress.timed(stream.batches(self.plan.batches(epoch, state.step)))
                 num_steps = self.plan.num_steps(epoch) - state.step
-                loss = self._train_epoch(epoch, self.profiler.watch(batches, num_steps))
+                loss = self.train_epoch(epoch, self.profiler.watch(batches, num_steps))
                 self._finish_epoch(epoch, loss)
             settle = partial(self._settle_batch_norm, stream)
             self.end.finish_run(state, self.model, self.ema, settle, self._check_stop)
@@ -119,7 +119,7 @@ class Trainer:
             self.progress.close()
             self.folder.curves.close()
 
-    def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> float:
+    def train_epoch(self, epoch: int, batches: Iterator[Batch]) -> float:
         """Run the epoch's steps from `state.step` on; returns the mean loss over all its clips."""
         config, state, num_steps = self.config, self.state, self.plan.num_steps(epoch)
         self.step.ddp.train()
