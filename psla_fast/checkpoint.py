@@ -69,10 +69,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if content.get("version") != CHECKPOINT_VERSION or "model_config" not in content:
         found = content.get("version", "no version")
         raise ValueError(f"{path} is not a psla_fast checkpoint ({found}). Pass a file of RUN/checkpoints.")
-    card = Card(
-        ModelConfig(**content["model_config"]),
-        Classes(tuple(content["classes"]["mids"]), tuple(content["classes"]["names"])),
-        InputSpec(**{**content["input"], "buckets": tuple(content["input"].get("buckets", ()))}),
-        FbankConfig(**content["fbank"]),
-    )
-    return Checkpoint(card, content["model"], content["epoch"], content["extra"])
+    try:
+        card = Card(
+            ModelConfig(**content["model_config"]),
+            Classes(tuple(content["classes"]["mids"]), tuple(content["classes"]["names"])),
+            InputSpec(**{**content["input"], "buckets": tuple(content["input"].get("buckets", ()))}),
+            FbankConfig(**content["fbank"]),
+        )
+        return Checkpoint(card, content["model"], content["epoch"], content["extra"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} was written by another version of psla_fast ({error}). Use that one."
+        ) from error

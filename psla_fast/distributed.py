@@ -1,6 +1,10 @@
 """Distributed: rank, world size and device from torchrun's environment; exact gathers."""
 
+import contextlib
 import os
+import sys
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +59,25 @@ def end_world(finished: bool) -> None:
         if finished:
             dist.barrier()
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Have an exception that leaves the block end this process at once, where it is one of several ranks.
+
+    Python's own way out would, now and then, wait for ever: torch joins gloo's thread while it holds Python's
+    lock, which that thread wants. Exit status and traceback are the same.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not dist.is_initialized():
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 
 def gather_rows(local: Tensor, num_rows: int, world: World) -> Tensor:

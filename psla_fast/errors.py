@@ -35,6 +35,9 @@ def exit_on_user_error(prog: str) -> Iterator[None]:
 def _sentence(error: ValueError | OSError | RuntimeError) -> str:
     """Say an error in one line; empty for what is a fault of ours and deserves its traceback."""
     if isinstance(error, RuntimeError):
+        if type(error).__name__.startswith("Dist") or "/gloo/" in str(error):
+            reason = str(error).splitlines()[0].rpartition("] ")[2]
+            return f"lost another rank ({reason}). It says why; run the same command again to go on."
         lacks_memory = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
         return "not enough memory for a batch. Lower the batch size." if lacks_memory else ""
     if isinstance(error, OSError) and error.strerror:

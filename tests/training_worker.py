@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -42,17 +43,19 @@ TINY += ["--augment.time-mask-frames", "30"]
 STEPS = 7  # of an epoch: 61 clips in batches of 8
 CSV = ("result.csv", "best_single_result.csv", "wa_result.csv", "ensemble_result.csv")
 PACKAGE = str(ROOT / "psla_fast")
-SECONDS = 200  # after which a training is taken to hang
+SECONDS = 120  # after which a training is taken to hang
 
 
 @dataclass(frozen=True)
 class Kill:
     """A moment at which a rank ends itself by SIGKILL: the nth time that `event` happens to `place`.
 
-    event: update (of the weights), score (a batch), half (of a file that torch or Path writes), call (or return,
-    in psla_fast or by it), or an audit event of Python (os.rename, os.link, open …), of which a path ends with
-    `place`. Or the disk is full from then on: `fills` is a file that takes all the room, and with the event
-    `room` no file may ever be larger than nth bytes.
+    event: update (of the weights), score (a batch), half (of a file that torch or Path writes), call (or
+    return, in psla_fast or by it), write (anything within the folder `place`), or an audit event of Python
+    (os.rename, os.link, open …), of which a path ends with `place`.
+    Instead of a kill there may be another `signal`, which torchrun can be sent for its ranks (`by_agent`); or
+    the disk is full from then on: `fills` is a file that takes all the room, and with the event `room` no
+    file may ever be larger than nth bytes.
     """
 
     event: str
@@ -60,6 +63,8 @@ class Kill:
     nth: int = 1
     rank: int = 0
     fills: str = ""
+    signal: int = signal.SIGKILL
+    by_agent: bool = False
 
 
 def write_shards(folder: Path) -> Path:
@@ -236,12 +241,8 @@ def arm() -> None:
 
     def passes(*_: object) -> None:
         left[0] -= 1
-        if not left[0] and not kill.fills:
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif not left[0]:
-            with contextlib.suppress(OSError), open(kill.fills, "wb", buffering=0) as file:
-                while True:
-                    file.write(bytes(4096))
+        if not left[0]:
+            act(kill)
 
     if kill.event == "update":
         register_optimizer_step_pre_hook(passes)
@@ -253,6 +254,10 @@ def arm() -> None:
         die_half_way(kill, passes)
     elif kill.event == "call":
         sys.setprofile(lambda frame, *_: passes() if frame.f_code.co_filename.startswith(PACKAGE) else None)
+    elif kill.event == "write":
+        sys.addaudithook(
+            lambda event, args: passes() if writes(event, args) and kill.place in str(args[0]) else None
+        )
     elif kill.event == "room":
         resource.setrlimit(resource.RLIMIT_FSIZE, (kill.nth, kill.nth))
     else:
@@ -263,6 +268,33 @@ def arm() -> None:
                 else None
             )
         )
+
+
+def act(kill: Kill) -> None:
+    """Do what was told for this moment."""
+    if kill.fills:
+        with contextlib.suppress(OSError), open(kill.fills, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    elif kill.by_agent:
+        came, note = threading.Event(), signal.getsignal(kill.signal)
+
+        def hear(number: int, frame: Any) -> None:
+            note(number, frame)  # type: ignore[operator]
+            came.set()
+
+        signal.signal(kill.signal, hear)
+        os.kill(os.getppid(), kill.signal)
+        assert came.wait(60)
+    else:
+        os.kill(os.getpid(), kill.signal)
+
+
+def writes(event: str, args: tuple[Any, ...]) -> bool:
+    """Whether an audit event changes a file or folder."""
+    if event == "open":
+        return bool(args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    return event in ("os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "shutil.copyfile")
 
 
 def die_half_way(kill: Kill, passes: Any) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from psla_fast.distributed import end_world, start_world
+from psla_fast.distributed import end_world, ending_at_once, start_world
 from psla_fast.errors import exit_on_user_error
 from psla_fast.recipe import parse_recipes
 from psla_fast.train.config import TrainConfig
@@ -13,22 +13,22 @@ from psla_fast.train.signals import Stopped
 def main(arguments: list[str] | None = None) -> None:
     """Train as told; exits with 2 and one line for bad input, with 3 where a signal stopped the run."""
     prog = "psla_fast.train"
-    with exit_on_user_error(prog):
+    with ending_at_once(), exit_on_user_error(prog):
         config = parse_recipes(TrainConfig, sys.argv[1:] if arguments is None else arguments, prog)
         world = start_world(config.device)
-        finished = False
         try:
             Trainer(config, world).run()
-            finished = True
         except Stopped as stop:
             if world.is_first:
                 print(
                     f"\nstopped by {stop}; the same command goes on from {config.run}/checkpoints/last.pt",
                     flush=True,
                 )
+            end_world(
+                finished=True
+            )  # a rank that ended before last.pt is written would have torchrun kill it
             sys.exit(3)
-        finally:
-            end_world(finished)
+        end_world(finished=True)
 
 
 if __name__ == "__main__":

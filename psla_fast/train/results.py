@@ -88,6 +88,8 @@ class RunFolder:
             if path.is_file():
                 try:
                     checkpoint = load_checkpoint(path)
+                    if "state" not in checkpoint.extra:
+                        raise ValueError(f"{path} holds a model alone, not a run. Use another --run.")
                 except ValueError as error:
                     problem = problem or error
                     continue

@@ -4,11 +4,14 @@ import re
 import shutil
 import signal
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.training_worker import Kill, Nursery, assert_same_run, command, open_nursery, write_shards
 
@@ -198,3 +201,54 @@ def test_a_write_that_fails_is_one_line_and_the_run_goes_on_from_the_save_before
     assert not list(tmp_path.rglob("*.tmp"))
     assert "going on at epoch 2, step 1" in nursery.finish(flags)
     assert_same_run(tmp_path / "run", whole)
+
+
+def as_another_torch_writes(content: dict[str, Any]) -> None:
+    """Settings of an optimiser come and go between versions of torch."""
+    for group in content["extra"]["optimizer"]["param_groups"]:
+        group["of_a_newer_torch"] = True
+        del group["maximize"], group["differentiable"]
+
+
+@pytest.fixture
+def stopped(nursery: Nursery, shards: Path, tmp_path: Path) -> Path:
+    """The last.pt of a run that was killed in its second epoch."""
+    nursery.kill(command(shards, tmp_path / "run"), Kill("update", nth=10))
+    return tmp_path / "run/checkpoints/last.pt"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_of_another_torch_goes_on(
+    nursery: Nursery, shards: Path, whole: Path, stopped: Path, zipped: bool
+):
+    content = torch.load(stopped, weights_only=True)
+    as_another_torch_writes(content)
+    torch.save(content, stopped, _use_new_zipfile_serialization=zipped)
+    assert zipfile.is_zipfile(stopped) == zipped
+    assert "going on at epoch 2, step 1" in nursery.finish(command(shards, stopped.parents[1]))
+    assert_same_run(stopped.parents[1], whole)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("optimizer", "parameter group that doesn't match the size of optimizer's group"),
+        ("model_config", r"last\.pt was written by another version of psla_fast \(.*'of_later'\)"),
+        ("extra", r"last\.pt holds a model alone, not a run\. Use another --run"),
+    ],
+)
+def test_a_last_checkpoint_that_is_not_of_this_run_is_one_line(
+    nursery: Nursery, shards: Path, stopped: Path, damage: str, reason: str
+):
+    content = torch.load(stopped, weights_only=True)
+    if damage == "optimizer":
+        content["extra"]["optimizer"]["param_groups"][0]["params"].pop()
+    elif damage == "model_config":
+        content["model_config"]["of_later"] = 1
+    else:
+        content["extra"] = {}  # as in best.pt
+    torch.save(content, stopped)
+    end = nursery.train(command(shards, stopped.parents[1]))[0]
+    assert end.status == 2
+    assert len(end.output.splitlines()) == 1
+    assert re.search(reason, end.output)
