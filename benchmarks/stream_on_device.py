@@ -1,4 +1,4 @@
-"""What stream_device.py and end_to_end.py time: a stream alone, training steps on it, and no stream at all."""
+"""What stream_device.py and end_to_end.py time: a stream alone, training steps on it, and no stream."""
 
 from collections.abc import Iterator
 from time import perf_counter
