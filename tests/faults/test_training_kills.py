@@ -151,6 +151,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     [
         ("open", "config.toml.tmp", 1, "epoch 1/3 step 1/7"),
         ("open", "metrics.jsonl", 12, "going on at epoch 2, step 1"),
+        ("os.mkdir", "events/steps", 1, "epoch 1/3 step 1/7"),
         ("os.rename", "best_single_result.csv", 2, "going on at epoch 2, step 1"),
         ("shutil.copyfile", "val.h5.tmp", 1, "going on at epoch 2, step 1"),
         ("open", "/result.csv.tmp", 3, "going on at epoch 2, step 1"),

@@ -1,5 +1,6 @@
 """What differs on a GPU: pinned slabs and copies, autocast, compiled kernels. Skipped where there is none."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from psla_fast.sampling import SamplingConfig
 from psla_fast.shards import open_shards
 from psla_fast.stream import DrawPlan, PlanConfig, StreamConfig, open_stream
 from psla_fast.train.loop import Trainer
+from psla_fast.train.profiling import count_syncs, measure_phases, read_events
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.gpu
@@ -98,3 +100,19 @@ def test_a_run_on_the_gpu_learns_as_on_the_cpu(packed: Path, tmp_path: Path, pre
         Trainer(config, World(0, 1, device)).run()
         losses.append(np.loadtxt(config.run / "result.csv", delimiter=",")[:, 5])
     assert np.allclose(*losses, rtol=0.02)
+
+
+def test_a_run_logs_the_gpus_memory_and_its_profile_has_kernels_and_no_copies_back(
+    packed: Path, tmp_path: Path
+):
+    flags = ("--profile", "--optim.batch-size", "4", "--log-every-steps", "100", "--optim.epochs", "1")
+    config = tiny_config(packed, tmp_path / "run", *flags)
+    Trainer(config, World(0, 1, CUDA)).run()
+    row = json.loads((config.run / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["gpu_memory_gb"] > 0
+    assert 0 <= row.get("gpu_utilisation", 0) <= 1
+    events = read_events(config.run / "profile/trace.json")
+    phases = measure_phases(events)
+    assert all(phases[name][1] > 0 for name in ("augment", "forward", "backward", "optimiser"))
+    syncs = count_syncs(events)
+    assert (syncs["Memcpy DtoH"], syncs["aten::item"]) == (0, 0)
