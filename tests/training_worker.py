@@ -205,7 +205,7 @@ def serve() -> list[str] | None:
                 if request["ranks"] > 1:
                     os.environ |= {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
                 os.environ["TRAINING_KILL"] = shared["TRAINING_KILL"]
-                return list(request["flags"])
+                return [flag.replace("{rank}", str(rank)) for flag in request["flags"]]
             pids.append(pid)
         ends = {}
         while len(ends) < len(pids):
