@@ -127,8 +127,7 @@ def open_curves(config: TrainConfig, epoch: int, updates: int) -> Curves:
         )
     except wandb.errors.Error as error:
         raise ValueError(
-            f"--wandb {config.wandb}: {error} Log in (`wandb login`), set WANDB_MODE=offline, or leave "
-            "--wandb out."
+            f"--wandb {config.wandb}: {error} Or set WANDB_MODE=offline, or leave --wandb out."
         ) from error
     write_atomically(known, f"{run.id}\n".encode())
     return Curves(config.run, epoch, updates, run)
