@@ -10,7 +10,7 @@ clips), and a resume repeats it. The noise's samples alone are torch's, seeded b
 # B clips, R rows of a slab, T frames, F mels, C classes
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,8 +53,8 @@ class AugmentConfig:
     time_mask_fraction: float = 1.0
     """A time mask's limit is at most this fraction of the batch's frames (SpecAugment's p); matters where
     batches are short."""
-    mask_value: float = 0.0
-    """Masks are filled with this log-mel, before normalising."""
+    mask_value: float | Literal["mean"] = 0.0
+    """Masks are filled with this log-mel, before normalising; mean: the one that normalises to 0."""
     freq_mixstyle: float = 0.0
     """Freq-MixStyle: the probability that a clip takes on part of its neighbour's mean and deviation over
     time, mel by mel; Schmid et al. 2022: 0.4."""
@@ -211,9 +211,10 @@ def compute_filter_db(uniforms: Tensor, num_mels: int, limit_db: float) -> Tenso
 def mask_spans(fbank: Tensor, uniforms: Tensor, config: AugmentConfig) -> Tensor:
     """SpecAugment: frequency and time masks, drawn as torchaudio does.
 
-    fbank (B, T, F), filled with `mask_value`; uniforms (B, NUM_UNIFORMS) in [0, 1), of which one mask of each
-    kind needs the first four: a width is ⌊u·limit⌋, so always below its limit, and its start
-    ⌊u·(size - u·limit)⌋. A limit above the axis is cut to it, that of time to ⌊`time_mask_fraction`·T⌋.
+    fbank (B, T, F), filled with `mask_value`, which must be a number here; uniforms (B, NUM_UNIFORMS) in
+    [0, 1), of which one mask of each kind needs the first four: a width is ⌊u·limit⌋, so always below its
+    limit, and its start ⌊u·(size - u·limit)⌋. A limit above the axis is cut to it, that of time to
+    ⌊`time_mask_fraction`·T⌋.
     """
     _, num_frames, num_mels = fbank.shape
     most_frames = math.floor(config.time_mask_fraction * num_frames)
@@ -227,7 +228,7 @@ def mask_spans(fbank: Tensor, uniforms: Tensor, config: AugmentConfig) -> Tensor
             end = start + span.floor()
             at = torch.arange(size, device=fbank.device)
             masked = (at >= start[:, None]) & (at < end[:, None])  # (B, size)
-            fbank = torch.where(masked.unsqueeze(3 - axis), config.mask_value, fbank)
+            fbank = torch.where(masked.unsqueeze(3 - axis), float(config.mask_value), fbank)
     return fbank
 
 
@@ -248,7 +249,8 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """Turn a training batch as stored into model input (B, T, F) and soft targets (B, C).
 
-    uniforms (B, NUM_UNIFORMS) in [0, 1) decides all that is random here but the noise's samples. A mixed clip
+    uniforms (B, NUM_UNIFORMS) in [0, 1) decides all that is random here but the noise's samples. A mask_value
+    of "mean" is to be replaced by spec.mean before (fill_masks). A mixed clip
     keeps its own length: a longer partner is cut, a shorter one is silent behind its end.
     """
     stored, num_frames, targets, partner_row, lam, scale, offset = batch
@@ -277,6 +279,11 @@ def augment(
         source = (torch.arange(x.shape[1], device=x.device) - shift[:, None]) % x.shape[1]
         x = x.gather(1, source.unsqueeze(2).expand_as(x))
     return x, mix_targets(targets[:batch_size], targets[partner_row], lam)
+
+
+def fill_masks(config: AugmentConfig, spec: InputSpec) -> AugmentConfig:
+    """Put the number in for a mask_value of "mean"."""
+    return replace(config, mask_value=spec.mean) if config.mask_value == "mean" else config
 
 
 def draw_uniforms(seed: int, epoch: int, step: int, global_batch: int) -> Tensor:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -62,7 +63,7 @@ def parse_recipes(kind: type[Config], arguments: Sequence[str], prog: str) -> Co
             if key not in fields:
                 raise ValueError(f"recipe {recipe}: unknown key {key!r}. {_closest(key, fields)}")
             words += _as_flag(key, value)
-    for flag, value in zip(flags, [*flags[1:], "--"], strict=True):
+    for flag, value in itertools.pairwise([*flags, "--"]):
         name = flag.split("=")[0].removeprefix("--").replace("-", "_")
         if flag.startswith("--") and name not in fields and name != "help":
             suggestion = _closest(name, fields).replace("_", "-")

@@ -41,8 +41,9 @@ class InputConfig:
 
     clip_frames: int = 1056
     """Frames of a clip (of 10 ms, unless packed otherwise): longer clips are cut, shorter ones padded."""
-    pad_value: float = 0.0
-    """Log-mel that pads, before normalising. PSLA pads with 0, about one std above its mean."""
+    pad_value: float | Literal["mean"] = 0.0
+    """Log-mel that pads, before normalising; mean: the one that normalises to 0. PSLA pads with 0, about one
+    std above its mean."""
     statistics: Literal["psla", "shards"] = "psla"
     """Normalise by PSLA's mean and std (-4.6476, 4.5699) or by those measured on the packed training
     split."""

@@ -62,9 +62,8 @@ class Trainer:
             (PSLA_MEAN, PSLA_STD) if config.input.statistics == "psla" else (self.train.mean, self.train.std)
         )
         num_mels = self.train.fbank_config.num_mels
-        spec = InputSpec(
-            config.input.clip_frames, num_mels, config.input.pad_value, *statistics, config.stream.buckets
-        )
+        pad_value = statistics[0] if config.input.pad_value == "mean" else config.input.pad_value
+        spec = InputSpec(config.input.clip_frames, num_mels, pad_value, *statistics, config.stream.buckets)
         self.card = Card(config.model, self.train.classes, spec, self.train.fbank_config)
         self.draws = PlanConfig(
             config.sampling, config.stream, config.seed, config.optim.batch_size, config.input.clip_frames

@@ -12,7 +12,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from psla_fast.augment import InputSpec, StoredBatch, augment, draw_uniforms
+from psla_fast.augment import InputSpec, StoredBatch, augment, draw_uniforms, fill_masks
 from psla_fast.distributed import World
 from psla_fast.evaluate import autocast, resolve_precision
 from psla_fast.shards import Storage
@@ -55,6 +55,7 @@ class TrainStep:
         if skips and not scales:  # it only leaves out updates whose gradients aren't finite
             self.scaler = GradScaler(world.device.type, init_scale=1.0, growth_interval=2**31 - 1)
         self.guard = FiniteGuard(model, skips, world.device)
+        self._augment_config = fill_masks(config.augment, spec)
         self._augment = compile_parts(model, augment, config.compile, max(1, len(spec.buckets)))
 
     def distribute(self) -> None:
@@ -78,7 +79,7 @@ class TrainStep:
             mine = mine.pin_memory().to(world.device, non_blocking=True)
         tensors = (batch.fbank, batch.num_frames, batch.targets, batch.partner_row, batch.lam)
         stored = StoredBatch(*tensors, self.storage.scale, self.storage.offset)
-        x, targets = self._augment(stored, mine, config.augment, self.spec)
+        x, targets = self._augment(stored, mine, self._augment_config, self.spec)
         return (x, *((batch.num_frames[: len(x)],) if self.masks_padding else ())), targets
 
     def __call__(self, batch: Batch, place: StepPlace) -> Tensor:

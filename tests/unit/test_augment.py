@@ -28,6 +28,7 @@ from psla_fast.augment import (
     compute_filter_db,
     dequantise,
     draw_uniforms,
+    fill_masks,
     freq_mixstyle,
     mask_spans,
     mix_targets,
@@ -554,3 +555,18 @@ def test_an_alpha_out_of_range_is_refused_by_its_flag(value: float) -> None:
 def test_a_gain_that_is_no_number_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match=f"augment.gain_db is {value}; give 0 or more"):
         AugmentConfig(gain_db=value)
+
+
+def test_masks_and_padding_at_the_mean_are_0_after_normalising() -> None:
+    spec = InputSpec(40, 128, -4.0, -4.0, 2.0)
+    config = fill_masks(AugmentConfig(mask_value="mean", freq_mask_bins=0, time_mask_frames=30), spec)
+    assert config.mask_value == -4.0
+    assert fill_masks(AugmentConfig(mask_value=1.5), spec).mask_value == 1.5
+    stored = torch.full((1, 40, 128), 3.0)
+    batch = StoredBatch(stored, torch.tensor([35]), torch.zeros(1, 2), torch.tensor([0]), torch.ones(1))
+    uniforms = torch.zeros(1, NUM_UNIFORMS)
+    uniforms[:, 2] = 0.99  # ⌊0.99 · 30⌋ frames from 0 on
+    x, _ = augment(batch, uniforms, config, spec)
+    assert x[0, :29].abs().max() == 0
+    assert x[0, 35:].abs().max() == 0
+    assert (x[0, 29:35] == 3.5).all()

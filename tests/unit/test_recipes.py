@@ -77,6 +77,27 @@ def test_audioset_has_one_split_to_score_and_fsd50k_two(name: str, splits: tuple
     assert (config["data.train"], config["data.val"], config["data.eval"]) == splits
 
 
+@pytest.mark.parametrize("name", [*PSLA, "small_cpu"])
+def test_a_fast_recipe_has_all_that_makes_it_fast_and_the_rest_of_its_plain_one(name: str):
+    plain, fast = parse(name), parse(f"{name}_fast")
+    assert fast["optim.epochs"] < plain["optim.epochs"]
+    assert fast["optim.schedule"] in ("cosine", "one_cycle")
+    assert fast["model.mask_padding"]
+    assert fast["input.pad_value"] == fast["augment.mask_value"] == "mean"
+    assert fast["precision"] == "auto"  # bf16 wherever it is fast
+    assert 0.9 < fast["wa.ema_decay"] < 1
+    frames = [*fast["stream.buckets"], fast["input.clip_frames"]]
+    assert all(count % 32 == 0 for count in frames)  # the network's step
+    assert bool(fast["stream.buckets"]) == (name in ("fsd50k", "small_cpu"))  # AudioSet's clips are all alike
+    assert fast["input.clip_frames"] >= min(plain["input.clip_frames"], 998)
+    assert fast["wa.end"] == fast["optim.epochs"]
+    changed = {key.split(".")[0] for key in plain if plain[key] != fast[key]}
+    assert changed <= {"input", "stream", "model", "augment", "optim", "wa", "compile"}
+    assert {key for key in plain if key.startswith("model.") and plain[key] != fast[key]} == {
+        "model.mask_padding"
+    }
+
+
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_an_ablation_changes_its_own_fields_and_no_other(name: str):
     whole, ablated = parse("fsd50k"), parse("fsd50k", name)
