@@ -79,6 +79,8 @@ class TrainConfig:
     CUDA graphs, for batches so small that launching kernels takes the time)."""
     channels_last: bool = True
     """Keep activations channels-last in memory, which convolutions want."""
+    sync_batch_norm: bool = False
+    """Take BatchNorm's statistics over all ranks' clips, as if one had them all; False: each over its own."""
     device: DeviceName = "auto"
     """auto takes the GPU where there is one."""
     resume: Literal["auto", "never"] = "auto"

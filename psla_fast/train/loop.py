@@ -42,6 +42,7 @@ from psla_fast.train.signals import Stopped, StopSignals, name_signal
 from psla_fast.train.splits import open_splits
 from psla_fast.train.state import TrainState
 from psla_fast.train.step import StepPlace, TrainStep
+from psla_fast.train.sync_batch_norm import synchronise_batch_norm
 
 StreamOpener = Callable[[Shards, StreamConfig, Sequence[BatchShape], torch.device], Stream]
 
@@ -83,6 +84,8 @@ class Trainer:
             raise ValueError(f"{config.model.name} can't mask padding. Leave --model.mask-padding off.")
         if config.channels_last:
             use_channels_last(self.model)
+        if config.sync_batch_norm:
+            self.model = synchronise_batch_norm(self.model, world)
         self.step = TrainStep(config, self.model, spec, self.train.storage, world)
         self.state = TrainState()
         self.ema = Ema(self.model, config.wa.ema_decay) if config.wa.ema_decay and world.is_first else None

@@ -233,6 +233,30 @@ def test_the_scores_of_two_ranks_are_those_of_the_saved_weights(packed: Path, tm
         assert np.allclose(file["epochs/01"][:], saved.scores, atol=1e-5)
 
 
+def test_with_synchronised_batch_norm_two_ranks_give_the_loss_curve_of_one(packed: Path, tmp_path: Path):
+    flags = [
+        "--model.name",
+        "efficientnet_lite0",
+        "--model.batch-norm-momentum",
+        "0.1",
+        "--optim.epochs",
+        "1",
+    ]
+    flags += ["--model.drop-connect", "0", "--input.clip-frames", "64", "--sampling.num-draws", "32"]
+    flags += ["--optim.optimizer", "sgd", "--optim.lr", "0.001", "--channels-last", "False"]
+    train_tiny(tiny_config(packed, tmp_path / "one", *flags, "--sync-batch-norm", "True"))
+    train_tiny_on_ranks(2, packed, tmp_path / "two", *flags, "--sync-batch-norm", "True")
+    train_tiny_on_ranks(2, packed, tmp_path / "apart", *flags)
+    one, two, apart = (numbers(tmp_path / name / "result.csv")[0, [5, 6]] for name in ("one", "two", "apart"))
+    assert np.allclose(one, two, rtol=1e-4)
+    first, *others = (step_rows(tmp_path / name)[0]["loss"] for name in ("one", "two", "apart"))
+    assert others[0] == pytest.approx(first, rel=1e-4)
+    assert others[1] != pytest.approx(first, rel=2e-3)
+    saved = evaluate_checkpoint(tmp_path / "two/checkpoints/epoch_01.pt", packed / "val", 4, "fp32", "cpu")
+    with h5py.File(tmp_path / "two/scores/val.h5") as file:
+        assert np.allclose(file["epochs/01"][:], saved.scores, atol=1e-5)
+
+
 def test_the_progress_line_tells_speed_wait_rate_loss_and_eta(
     packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
