@@ -65,6 +65,9 @@ def train_and_average_by_hand(
 def test_the_ema_of_a_run_is_that_of_its_weights_after_each_update(
     packed: Path, tmp_path: Path, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(
+        "psla_fast.train.compiling.BACKEND", "eager"
+    )  # traced, which makes the names; not built
     wanted = train_and_average_by_hand(flags, packed, tmp_path / "run", monkeypatch)
     averaged = weights(tmp_path / "run/checkpoints/ema.pt")
     assert averaged.keys() == wanted.keys()
