@@ -278,6 +278,21 @@ def test_compiled_and_half_precision_runs_follow_the_eager_fp32_loss(
     assert np.allclose(followed, wanted, rtol=1e-4 if "--compile" in flags else 0.02)
 
 
+def test_50_steps_of_efficientnet_in_bf16_channels_last_have_the_loss_curve_of_eager_fp32(
+    packed: Path, tmp_path: Path
+):
+    flags = ["--model.name", "efficientnet_b0", "--model.drop-connect", "0", "--optim.lr", "1e-4"]
+    flags += ["--input.clip-frames", "64", "--sampling.num-draws", "200", "--optim.batch-size", "4"]
+    flags += ["--optim.epochs", "1", "--wa.start", "1"]
+    train_tiny(tiny_config(packed, tmp_path / "plain", *flags, "--channels-last", "False"))
+    train_tiny(tiny_config(packed, tmp_path / "ours", *flags, "--precision", "bf16"))
+    plain, ours = (np.array([row["loss"] for row in step_rows(tmp_path / n)]) for n in ("plain", "ours"))
+    assert len(plain) == 50
+    assert plain[-5:].mean() < 0.9 * plain[:5].mean()
+    assert (ours != plain).any()
+    assert np.abs(ours / plain - 1).max() < 0.03
+
+
 def test_uint8_shards_train_nearly_alike(synthetic_fsd50k: Path, finished: Path, tmp_path: Path):
     pack_splits(
         *read_fsd50k(synthetic_fsd50k), tmp_path / "shards", PackConfig(dtype="uint8"), WorkConfig(workers=1)
