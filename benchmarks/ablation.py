@@ -95,7 +95,10 @@ def print_summaries(values: Values, summaries: dict[str, dict[str, dict[str, flo
     """Print a line a row."""
     rows = []
     for name, summary in summaries.items():
-        cells = [f"{part['mean']:.3f} ± {part.get('deviation', np.nan):.3f}" for part in summary.values()]
+        cells = [
+            f"{part['mean']:.3f}" + (f" ± {part['deviation']:.3f}" if "deviation" in part else "")
+            for part in summary.values()
+        ]
         for key in ("weights", "ensemble"):
             part = summary[key]
             cells.append(f"{part['difference']:+.3f} ± {part['error']:.3f}" if "error" in part else "–")
@@ -110,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="psla_fast_ablation_") as temporary:
         if config.tiny:
             paths = write_tiny(Path(temporary))
-            config = replace(config, **paths, only=(WHOLE, "no_mixup", WAVEFORM), seeds=(0, 1))
+            config = replace(config, **paths, only=(WHOLE, WAVEFORM), seeds=(0, 1))
         values = run_all(config)
         environments = [json.loads(file.read_text()) for file in Path(config.out).glob("*/environment.json")]
     if WHOLE not in values:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("name", "ratios"),
     [
-        ("ablation", {"no_mixup/whole", "waveform_mixup/whole"}),
+        ("ablation", {"waveform_mixup/whole"}),
         ("end_to_end", {"indexed/synthetic", "resident/synthetic", "dali/synthetic"}),
         ("pack", {"wav ours/upstream", "mp3 ours/decode", "two workers/one"}),
         ("stream", {"indexed/upstream", "indexed/pread"}),
