@@ -38,7 +38,7 @@ def test_a_profile_holds_the_phases_and_ops_of_its_steps(
 ):
     config = tiny_config(packed, tmp_path / "run", *FLAGS)
     train_tiny(config)
-    train_tiny(tiny_config(packed, tmp_path / "plain", *FLAGS[2:]))
+    train_tiny(tiny_config(packed, tmp_path / "plain", *FLAGS[1:]))
     assert step_rows(config.run) == step_rows(tmp_path / "plain")
     assert {path.name for path in (config.run / "profile").iterdir()} == {"trace.json", "kernels.txt"}
     assert not (tmp_path / "plain/profile").exists()
