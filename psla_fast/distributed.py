@@ -3,7 +3,9 @@
 import contextlib
 import os
 import sys
+import time
 import traceback
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +13,12 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from psla_fast.allocator import keep_freed_memory
 
+START_SECONDS = 1800
 DeviceName = Literal["auto", "cpu", "cuda"]
 
 
@@ -49,8 +54,36 @@ def start_world(device: DeviceName) -> World:
         keep_freed_memory()
     if "WORLD_SIZE" not in os.environ:
         return World(0, 1, place)
-    dist.init_process_group("nccl" if cuda else "gloo", device_id=place if cuda else None)
-    return World(dist.get_rank(), dist.get_world_size(), place)
+    store, rank, size = next(rendezvous("env://"))
+    store = PrefixStore(_agree_on_start(store, rank, size), store)
+    backend, device_id = ("nccl", place) if cuda else ("gloo", None)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=device_id)
+    return World(rank, size, place)
+
+
+def _agree_on_start(store: Store, rank: int, size: int) -> str:
+    """Give a name that the ranks which are starting share, and none that torchrun started before.
+
+    torchrun keeps its store when it restarts ranks, and with it the addresses of those that died.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"hello/{rank}", mine)
+        first = bytes(store.get(f"answer/{mine}")).decode()  # waits; no dead rank has answered this
+        store.set(f"heard/{first}/{rank}", "")
+        return first
+    waiting, deadline = set(range(1, size)), time.monotonic() + START_SECONDS
+    answered: set[str] = set()
+    while waiting := {other for other in waiting if not store.check([f"heard/{mine}/{other}"])}:
+        for other in waiting:
+            hello = bytes(store.get(f"hello/{other}")).decode() if store.check([f"hello/{other}"]) else ""
+            if hello not in answered | {""}:
+                store.set(f"answer/{hello}", mine)  # or a dead one's, which hears nothing
+                answered.add(hello)
+        if time.monotonic() > deadline:
+            raise ValueError(f"rank {min(waiting)} didn't start in {START_SECONDS} s. See its machine's log.")
+        time.sleep(0.01)
+    return mine
 
 
 def end_world(finished: bool) -> None:

@@ -43,7 +43,7 @@ TINY += ["--augment.time-mask-frames", "30"]
 STEPS = 7  # of an epoch: 61 clips in batches of 8
 CSV = ("result.csv", "best_single_result.csv", "wa_result.csv", "ensemble_result.csv")
 PACKAGE = str(ROOT / "psla_fast")
-SECONDS = 120  # after which a training is taken to hang
+SECONDS = 250  # after which a training is taken to hang
 
 
 @dataclass(frozen=True)

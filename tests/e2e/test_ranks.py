@@ -166,7 +166,7 @@ def start_torchrun(
 
 def end_all(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     """Wait for the agents; give their exit status and output. Nothing of them stays behind."""
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400
     try:
         outputs = [agent.communicate(timeout=deadline - time.monotonic())[0] for agent in agents]
         return [(agent.returncode, output) for agent, output in zip(agents, outputs, strict=True)]
