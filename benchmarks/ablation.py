@@ -91,6 +91,13 @@ def summarise(values: Values, name: str, key: str) -> dict[str, float]:
     return {part: round(float(value), 5) for part, value in summary.items()}
 
 
+def compute_ratio(values: Values, name: str) -> float:
+    """Divide a row's mean ensemble by the whole recipe's, over the seeds that both have."""
+    mine, whole = values[name], values[WHOLE]
+    shared = [seed for seed in mine if seed in whole]
+    return round(sum(mine[s]["ensemble"] for s in shared) / sum(whole[s]["ensemble"] for s in shared), 4)
+
+
 def print_summaries(values: Values, summaries: dict[str, dict[str, dict[str, float]]]) -> None:
     """Print a line a row."""
     rows = []
@@ -120,12 +127,9 @@ def main() -> None:
         raise ValueError(f"{config.out} has no finished run of the whole recipe. Leave out --no-train.")
     summaries = {name: {key: summarise(values, name, key) for key in RESULTS} for name in values}
     print_summaries(values, summaries)
-    whole = summaries[WHOLE]["ensemble"]["mean"]
     record = {
         "benchmark": "ablation",
-        "ratios": {
-            f"{name}/{WHOLE}": round(s["ensemble"]["mean"] / whole, 4) for name, s in summaries.items()
-        },
+        "ratios": {f"{name}/{WHOLE}": compute_ratio(values, name) for name in values},
         "eval_map": summaries,
         "by_seed": values,
         "trained_at": sorted({environment["commit"] for environment in environments}),
