@@ -118,12 +118,9 @@ def main() -> None:
     config = parse_recipes(TrainConfig, arguments, "benchmarks/waveform_mixup.py")
     if config.augment.gain_db > 0:
         raise ValueError("augment.gain_db acts on clips before they are mixed. Leave it out.")
-    world, finished = start_world(config.device), False
-    try:
-        Trainer(config, world, partial(WaveformStream, Path(root))).run()
-        finished = True
-    finally:
-        end_world(finished)
+    world = start_world(config.device)
+    Trainer(config, world, partial(WaveformStream, Path(root))).run()
+    end_world()
 
 
 if __name__ == "__main__":

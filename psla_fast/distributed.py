@@ -86,11 +86,13 @@ def _agree_on_start(store: Store, rank: int, size: int) -> str:
     return mine
 
 
-def end_world(finished: bool) -> None:
-    """Leave the process group, where there is one; ranks that finished wait for each other first."""
+def end_world() -> None:
+    """Leave the process group, where there is one, once every rank has come to it.
+
+    (torchrun kills what still writes when another rank has ended.)
+    """
     if dist.is_initialized():
-        if finished:
-            dist.barrier()
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -130,6 +132,18 @@ def sum_over_ranks(value: Tensor, world: World) -> Tensor:
     if world.size > 1:
         dist.all_reduce(value)
     return value
+
+
+def find_difference(values: list[int], world: World) -> tuple[int, list[int]] | None:
+    """Find a rank with other values than the first one, and its values; None where all have the same."""
+    mine = torch.tensor(values, device=world.device)
+    every = [torch.empty_like(mine) for _ in range(world.size)]
+    if world.size > 1:
+        dist.all_gather(every, mine)
+        for rank, others in enumerate(every):
+            if not torch.equal(others, every[0]):
+                return rank, others.tolist()
+    return None
 
 
 def broadcast_model(model: nn.Module, world: World) -> None:

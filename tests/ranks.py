@@ -15,7 +15,7 @@ def _run_rank(rank: int, size: int, port: int, task: Callable[..., None], words:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     world: World = start_world("cpu")
     task(world, *words)
-    end_world(finished=True)
+    end_world()
 
 
 def run_on_ranks(size: int, task: Callable[..., None], *words: object) -> None:

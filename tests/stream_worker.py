@@ -255,7 +255,7 @@ def share_on_ranks(split: str, out: str) -> None:
         "refusal": refusal,
     }
     (Path(out) / f"{world.rank}.pickle").write_bytes(pickle.dumps(result))
-    end_world(finished=True)
+    end_world()
 
 
 def refuse_to_share(shards: Shards, stream: StreamConfig, plan: DrawPlan, rank: int) -> str:
@@ -311,7 +311,7 @@ def train_stop_and_go_on(shards: str, run: str) -> None:
     except Stopped:
         Trainer._step = take_step  # type: ignore[method-assign]
     Trainer(config, world).run()
-    end_world(finished=True)
+    end_world()
 
 
 if __name__ == "__main__":

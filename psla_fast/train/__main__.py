@@ -24,11 +24,9 @@ def main(arguments: list[str] | None = None) -> None:
                     f"\nstopped by {stop}; the same command goes on from {config.run}/checkpoints/last.pt",
                     flush=True,
                 )
-            end_world(
-                finished=True
-            )  # a rank that ended before last.pt is written would have torchrun kill it
+            end_world()
             sys.exit(3)
-        end_world(finished=True)
+        end_world()
 
 
 if __name__ == "__main__":

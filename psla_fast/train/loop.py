@@ -12,7 +12,7 @@ from torch import Tensor
 
 from psla_fast.augment import InputSpec
 from psla_fast.checkpoint import Card, save_checkpoint
-from psla_fast.distributed import World, broadcast_model, sum_over_ranks
+from psla_fast.distributed import World, broadcast_model, find_difference, sum_over_ranks
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD
 from psla_fast.files import keep_copy
 from psla_fast.models import build_model, use_channels_last
@@ -96,6 +96,13 @@ class Trainer:
         if world.is_first:
             self.folder.start(config)
         self._resume()
+        place = [self.state.epoch, self.state.step, self.state.updates]
+        if different := find_difference(place, world):
+            rank, (epoch, step, _) = different
+            raise ValueError(
+                f"rank {rank} would go on at epoch {epoch}, step {step + 1}, rank 0 elsewhere. Pass a --run on "
+                "a disk that all machines share."
+            )
         if world.is_first:
             self.folder.curves = open_curves(config, self.state.epoch, self.state.updates)
         self.step.distribute()
@@ -289,7 +296,10 @@ class Trainer:
                 f"{self.folder.last} was trained in {before}; pass --precision {before} to go on."
             )
         self.model.load_state_dict(checkpoint.state)
-        self.step.optimizer.load_state_dict(checkpoint.extra["optimizer"])
+        try:
+            self.step.optimizer.load_state_dict(checkpoint.extra["optimizer"])
+        except ValueError as error:
+            raise ValueError(f"{self.folder.last}: {error}. Use another --run.") from error
         if checkpoint.extra["scaler"] and self.step.scaler.is_enabled():  # --on-nan may have changed
             self.step.scaler.load_state_dict(checkpoint.extra["scaler"])
         self.state = TrainState.from_plain(checkpoint.extra["state"])

@@ -143,6 +143,16 @@ def test_a_run_goes_on_with_another_number_of_ranks(nursery: Nursery, shards: Pa
     assert_close_runs(tmp_path / "run", tmp_path / "one")
 
 
+def test_ranks_that_do_not_share_the_run_folder_end_instead_of_going_on_from_different_places(
+    nursery: Nursery, shards: Path, tmp_path: Path
+):
+    nursery.kill(command(shards, tmp_path / "run0"), Kill("update", nth=10), ranks=2)
+    ends = nursery.train(command(shards, tmp_path / "run{rank}"), ranks=2)
+    assert [end.status for end in ends] == [2, 2]
+    for end in ends:
+        assert "error: rank 1 would go on at epoch 1, step 1, rank 0 elsewhere. Pass a --run on" in end.output
+
+
 def start_torchrun(
     options: list[str],
     flags: list[str],
