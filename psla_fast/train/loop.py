@@ -100,8 +100,8 @@ class Trainer:
         if different := find_difference(place, world):
             rank, (epoch, step, _) = different
             raise ValueError(
-                f"rank {rank} would go on at epoch {epoch}, step {step + 1}, rank 0 elsewhere. Pass a --run on "
-                "a disk that all machines share."
+                f"rank {rank} would go on at epoch {epoch}, step {step + 1}, rank 0 elsewhere. Pass a --run "
+                "on a disk that all machines share."
             )
         if world.is_first:
             self.folder.curves = open_curves(config, self.state.epoch, self.state.updates)
