@@ -45,7 +45,7 @@ class EndToEnd:
     num_clips: int = 4000
     """Distinct clips of 10 s in the shards, 256 kB each."""
     draws: int = 0
-    """Clips of an epoch, a trial; 0: 4000 on a GPU, 160 on a CPU."""
+    """Clips of an epoch, a trial; 0: 20,000 on a GPU, 160 on a CPU."""
     batch_size: int = 0
     """Clips of a batch; 0: 100 on a GPU, 8 on a CPU."""
     clip_frames: int = 1056
@@ -88,7 +88,8 @@ def measure(config: EndToEnd, folder: Path, world: World) -> dict[str, list[floa
 
 def run_epoch(trainer: Trainer, stream: Stream) -> float:
     """Train the first epoch, once more; returns its clips a second."""
-    trainer.state.step, start = 0, perf_counter()
+    trainer.state.step, trainer.state.loss_sum, trainer.state.skipped = 0, 0.0, 0
+    start = perf_counter()
     trainer.progress.start_epoch(1, trainer.plan.batch_sizes(1), 0)
     trainer.train_epoch(1, trainer.progress.timed(stream.batches(trainer.plan.batches(1))))
     synchronize(trainer.world.device)
@@ -101,7 +102,7 @@ def main() -> None:
     environment, world = read_environment(), start_world("auto")
     cuda = world.device.type == "cuda"
     config = replace(config, batch_size=config.batch_size or (100 if cuda else 8))
-    config = replace(config, draws=config.draws or (4000 if cuda else 160))
+    config = replace(config, draws=config.draws or (20_000 if cuda else 160))
     if config.tiny:
         small = {"num_clips": 40, "draws": 16, "batch_size": 4, "clip_frames": 64, "trials": 2}
         config = replace(config, model="efficientnet_b0", **small)

@@ -36,6 +36,7 @@ def measure(
     name: str, frames: int, args: argparse.Namespace, device: torch.device, precision: str
 ) -> dict[str, object]:
     """Time all ways for one model at one length; prints their tables."""
+    torch.compiler.reset()  # a way of another shape counts towards the same limit of graphs
     batch = max(1, args.batch * 1056 // frames) if frames > 1056 else args.batch
     model = ModelConfig(name=f"efficientnet_{name}")
     with UpstreamProcess(f"efficientnet-{name}", batch, frames) as upstream:

@@ -32,8 +32,10 @@ def build_our_step(
     config: ModelConfig, device: torch.device, precision: str, mode: str, shapes: tuple[int, ...]
 ) -> Step:
     """Return a call that takes one of the trainer's steps on a batch, of one of `shapes` frames."""
-    if device.type == "cpu":
-        keep_freed_memory()  # as training does
+    if device.type == "cpu":  # as training does
+        keep_freed_memory()
+    else:
+        torch.backends.cudnn.benchmark = True
     train = TrainConfig(
         DataConfig(""),
         Path(),
@@ -90,8 +92,9 @@ def measure_step(step: Callable[[], None], device: torch.device) -> tuple[dict[s
     """Milliseconds of each phase of a step (on a GPU of its kernels), and what made the host wait in it."""
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
-    with profile(activities=activities, acc_events=True) as profiler, record_function("ProfilerStep#0"):
-        step()
+    with profile(activities=activities, acc_events=True) as profiler:
+        with record_function("ProfilerStep#0"):
+            step()
         if cuda:
             torch.cuda.synchronize()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,7 @@
-"""Upstream's step in a process of its own, so that what ours sets up for itself doesn't help or hinder it."""
+"""Upstream's step in a process of its own, so that what ours sets up for itself doesn't help or hinder it.
+
+What it sets is torch's default: malloc gives freed memory back, cuDNN chooses kernels by its heuristics.
+"""
 
 import multiprocessing
 from functools import partial
@@ -51,6 +54,8 @@ def _serve(connection: Connection, name: str, batch: int, frames: int) -> None:
             connection.recv()
         except EOFError:
             return
+        if device.type == "cuda":
+            step()  # untimed: it takes the memory again that was given back
         connection.send(run())
         if device.type == "cuda":
             torch.cuda.empty_cache()  # both ways needn't fit at once

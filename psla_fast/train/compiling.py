@@ -25,8 +25,8 @@ def compile_parts(
     """
     if mode == "none":
         return function
-    # a graph a shape for training, one for scoring; the rest is for what torch itself may guard on
-    limit = 2 * num_shapes + 8
+    # up to two batch sizes a bucket for training, and one for scoring; the rest is for torch's own guards
+    limit = 3 * num_shapes + 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     named = MODES[mode] if BACKEND == "inductor" else None
     # within DDP, so its all-reduces wait for the whole backward pass: 34 MB, which NVLink moves in a moment

@@ -26,6 +26,7 @@ def no_inductor(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(compiling, "BACKEND", "eager")
     with torch._dynamo.config.patch(recompile_limit=8):
         yield
+    torch.compiler.reset()
 
 
 @pytest.mark.usefixtures("no_inductor")

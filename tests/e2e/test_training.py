@@ -17,6 +17,7 @@ from psla_fast.metrics import compute_metrics
 from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.shards import open_shards
 from psla_fast.sources import read_fsd50k
+from psla_fast.train.compiling import count_graphs
 from psla_fast.train.loop import Trainer
 from psla_fast.train.signals import Stopped
 from tests.tiny import TinyNet, step_rows, tiny_config, train_tiny, train_tiny_on_ranks
@@ -272,7 +273,10 @@ def test_the_progress_line_tells_speed_wait_rate_loss_and_eta(
 def test_compiled_and_half_precision_runs_follow_the_eager_fp32_loss(
     packed: Path, tmp_path: Path, flags: list[str]
 ):
+    torch.compiler.reset()
+    before = count_graphs()
     train_tiny(tiny_config(packed, tmp_path / "run", "--model.drop-connect", "0", *flags))
+    assert (count_graphs() > before) == ("--compile" in flags)
     train_tiny(tiny_config(packed, tmp_path / "eager", "--model.drop-connect", "0"))
     followed, wanted = (numbers(tmp_path / name / "result.csv")[:, 5] for name in ("run", "eager"))
     assert np.allclose(followed, wanted, rtol=1e-4 if "--compile" in flags else 0.02)

@@ -115,4 +115,5 @@ def test_a_run_logs_the_gpus_memory_and_its_profile_has_kernels_and_no_copies_ba
     phases = measure_phases(events)
     assert all(phases[name][1] > 0 for name in ("augment", "forward", "backward", "optimiser"))
     syncs = count_syncs(events)
-    assert (syncs["Memcpy DtoH"], syncs["aten::item"]) == (0, 0)
+    # a slab that is filled again may be waited for: by an event, and only where reading runs ahead
+    assert not any(number for name, number in syncs.items() if name != "cudaEventSynchronize")
