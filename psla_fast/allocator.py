@@ -3,7 +3,7 @@
 import ctypes
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-LARGEST = 2**30
+LARGEST, LARGEST_OF_OLD = 2**30, 2**25
 
 
 def keep_freed_memory() -> None:
@@ -15,5 +15,6 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        if not mallopt(M_MMAP_THRESHOLD, LARGEST):  # before glibc 2.35
+            mallopt(M_MMAP_THRESHOLD, LARGEST_OF_OLD)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

@@ -78,12 +78,18 @@ def score_shards(
         for batch in bar:
             if before_batch:
                 before_batch()
+            if (
+                world.device.type == "cuda"
+            ):  # where CUDA graphs are compiled: the last scores may be overwritten
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with torch.inference_mode(), context:
                 fbank = dequantise(batch.fbank, batch.num_frames, storage.scale, storage.offset)
                 lengths = (batch.num_frames,) if masks_padding else ()
                 scores = model(pad_and_normalise(fbank, batch.num_frames, spec), *lengths)
             rows = torch.from_numpy(batch.clip_ids // world.size)  # rank r has clips r, r + size, …
-            local[rows.to(world.device)] = scores[: len(rows)].float()
+            if world.device.type == "cuda":
+                rows = rows.pin_memory().to(world.device, non_blocking=True)
+            local[rows] = scores[: len(rows)].float()
     finally:
         stream.close()
     return gather_rows(local, len(shards), world).cpu()

@@ -29,7 +29,9 @@ def compile_parts(
     limit = 3 * num_shapes + 8
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
     named = MODES[mode] if BACKEND == "inductor" else None
-    # within DDP, so its all-reduces wait for the whole backward pass: 34 MB, which NVLink moves in a moment
+    # DDP would have the graph cut into pieces, to reduce one's gradients while the next is computed; whole,
+    # the all-reduces wait for the backward pass: 34 MB, which NVLink moves in a moment
+    torch._dynamo.config.optimize_ddp = False
     model.compile(backend=BACKEND, dynamic=False, mode=named)
     return torch.compile(function, backend=BACKEND, dynamic=False, mode=named)
 

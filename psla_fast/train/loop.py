@@ -86,6 +86,10 @@ class Trainer:
             use_channels_last(self.model)
         if config.sync_batch_norm:
             self.model = synchronise_batch_norm(self.model, world)
+        if config.compile == "graphs" and world.size > 1:
+            raise ValueError(
+                "compile graphs is for one rank; torch can't capture DDP's. Use --compile default."
+            )
         self.step = TrainStep(config, self.model, spec, self.train.storage, world)
         self.state = TrainState()
         self.ema = Ema(self.model, config.wa.ema_decay) if config.wa.ema_decay and world.is_first else None
@@ -136,7 +140,7 @@ class Trainer:
         sizes = self.plan.batch_sizes(epoch)
         shares = sizes / sizes.mean()  # with length buckets a batch may hold more clips than another
         loss_sum = torch.tensor(state.loss_sum, device=self.world.device, dtype=torch.float64)
-        saved = time.monotonic()
+        saved, due = time.monotonic(), False
         for step, batch in enumerate(batches, start=state.step):
             lr = compute_lr(config.optim, epoch, state.updates, self.total_updates)
             begun = step // accumulate * accumulate  # the update's first batch
@@ -147,7 +151,8 @@ class Trainer:
             if is_last and self.ema:
                 self.ema.update(state.updates)
             if batch.skipped and not skipped:
-                print(f"rank {self.world.rank} skipped: {batch.skipped[0]}", flush=True)
+                text = f"rank {self.world.rank} skipped: {batch.skipped[0]}"
+                self.progress.say(text) if self.world.is_first else print(text, flush=True)
             skipped += len(batch.skipped)
             logs = (step + 1) % config.log_every_steps == 0 or step + 1 == num_steps
             if logs:
@@ -156,8 +161,10 @@ class Trainer:
                 row = self.progress.report(epoch, step + 1, self._mean_over_ranks(loss), lr)
                 if self.world.is_first:
                     self.folder.log_step(row, state.updates + (not is_last))
-            waits = logs or self.world.size == 1 or self.world.device.type == "cpu"  # GPUs: at log steps only
-            if waits and is_last:
+            # GPUs wait for each other at log steps only, or at the end of the update that such a one is in
+            due |= logs or self.world.size == 1 or self.world.device.type == "cpu"
+            if due and is_last:
+                due = False
                 stop, save = self.signals.agree(time.monotonic() - saved > 60 * config.checkpoint_minutes)
                 if stop or save:
                     state.step, state.loss_sum = step + 1, self._mean_over_ranks(loss_sum)

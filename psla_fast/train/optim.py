@@ -104,8 +104,12 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
     decay = config.weight_decay
     if config.optimizer == "sgd":
         nesterov = config.momentum > 0
-        return torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             parameters, config.lr, config.momentum, weight_decay=decay, nesterov=nesterov, fused=True
         )
+        if nesterov:  # torch would take them from memory as it is, if a scaler left out the first update
+            for parameter in parameters:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=decay, fused=True)

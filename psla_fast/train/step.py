@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from psla_fast.augment import InputSpec, StoredBatch, augment, draw_uniforms, fill_masks
-from psla_fast.distributed import World
+from psla_fast.distributed import World, sum_over_ranks
 from psla_fast.evaluate import autocast, resolve_precision
 from psla_fast.shards import Storage
 from psla_fast.stream import Batch
@@ -53,7 +53,8 @@ class TrainStep:
         skips, scales = config.on_nan == "skip", self.precision == "fp16"
         self.scaler = GradScaler(world.device.type, enabled=scales)
         if skips and not scales:  # it only leaves out updates whose gradients aren't finite
-            self.scaler = GradScaler(world.device.type, init_scale=1.0, growth_interval=2**31 - 1)
+            self.scaler = GradScaler(world.device.type, init_scale=1.0)
+        self._bad = torch.zeros((), dtype=torch.int32, device=world.device)  # losses of the update so far
         self.guard = FiniteGuard(model, skips, world.device)
         self._augment_config = fill_masks(config.augment, spec)
         self._augment = compile_parts(model, augment, config.compile, max(1, len(spec.buckets)))
@@ -62,7 +63,9 @@ class TrainStep:
         """Let gradients be averaged over the ranks from now on, where there are several."""
         if self.world.size > 1:
             static = self.config.optim.accumulate == 1
-            self.ddp = DistributedDataParallel(self.model, gradient_as_bucket_view=True, static_graph=static)
+            self.ddp = DistributedDataParallel(
+                self.model, gradient_as_bucket_view=True, static_graph=static, broadcast_buffers=False
+            )
 
     def prepare(self, batch: Batch, epoch: int, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Seed torch for a step, and augment its batch: the model's arguments, and targets (B, C)."""
@@ -90,14 +93,32 @@ class TrainStep:
         alone = not place.updates and isinstance(self.ddp, DistributedDataParallel)
         with self.ddp.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
             loss = self._backward(inputs, targets, place.parts)
+        if self.config.on_nan == "skip":
+            self._bad += ~loss.isfinite()
         if place.updates:
             for group in self.optimizer.param_groups:
                 group["lr"] = place.lr
             with record_function("optimiser"):
                 self.scaler.step(self.optimizer)
-                self.scaler.update()
+                self._update_scale()
                 self.optimizer.zero_grad(set_to_none=True)
         return self.guard.after_step(place.step, loss)
+
+    def _update_scale(self) -> None:
+        """Adapt the loss scale to gradients that overflowed, but not to losses that are bad without it."""
+        if self.config.on_nan != "skip":
+            self.scaler.update()
+            return
+        if self.precision != "fp16":
+            self.scaler.update(1.0)
+            return
+        kept = [getattr(self.scaler, name) for name in ("_scale", "_growth_tracker")]
+        before = [tensor.clone() for tensor in kept]
+        self.scaler.update()
+        bad = sum_over_ranks(self._bad, self.world) > 0
+        for tensor, old in zip(kept, before, strict=True):
+            tensor.copy_(torch.where(bad, old, tensor))
+        self._bad.zero_()
 
     def _backward(self, inputs: tuple[Tensor, ...], targets: Tensor, parts: int) -> Tensor:
         """Add the gradients of the model's arguments and targets (B, C); returns the loss."""

@@ -17,7 +17,8 @@ def synchronise_batch_norm(model: nn.Module, world: World) -> nn.Module:
     """Let a model's BatchNorm layers, in place, take their statistics over all ranks; one rank: nothing.
 
     Parameters, buffers and their names stay. Gradients must then be averaged over the ranks, as DDP does. On
-    GPUs it is torch's SyncBatchNorm, which refuses CPU tensors; on CPUs SyncedBatchNorm.
+    GPUs it is torch's SyncBatchNorm, in each layer of which the host waits for the device, and which refuses
+    CPU tensors; on CPUs SyncedBatchNorm.
     """
     if world.size == 1:
         return model

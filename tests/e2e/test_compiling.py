@@ -11,7 +11,7 @@ from psla_fast.distributed import World
 from psla_fast.stream import BatchShape, SequentialPlan
 from psla_fast.train import compiling
 from psla_fast.train.loop import Trainer
-from tests.tiny import tiny_config, train_tiny
+from tests.tiny import step_rows, tiny_config, train_tiny, train_tiny_on_ranks
 
 BUCKETS = [
     str(frames) for frames in (60, 68, 72, 76, 80, 84, 88, 92, 96, 100)
@@ -60,3 +60,19 @@ def test_a_graph_too_many_is_noticed(packed: Path, tmp_path: Path, monkeypatch: 
     for size in (1, 2, 3, 3, 2):
         compiled(torch.zeros(size))
     assert compiling.count_graphs() - before == 3
+
+
+def test_two_ranks_that_compile_have_the_losses_of_two_that_do_not(packed: Path, tmp_path: Path):
+    flags = ["--model.drop-connect", "0", "--optim.epochs", "1", "--wa.start", "1", "--optim.accumulate", "2"]
+    train_tiny_on_ranks(2, packed, tmp_path / "plain", *flags)
+    train_tiny_on_ranks(2, packed, tmp_path / "compiled", *flags, "--compile", "default")
+    plain, compiled = ([row["loss"] for row in step_rows(tmp_path / n)] for n in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_cuda_graphs_are_refused_where_they_would_fail(packed: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="optim.accumulate can't add to them"):
+        tiny_config(packed, tmp_path, "--compile", "graphs", "--optim.accumulate", "2")
+    config = tiny_config(packed, tmp_path, "--compile", "graphs")
+    with pytest.raises(ValueError, match="compile graphs is for one rank"):
+        Trainer(config, World(0, 2, torch.device("cpu")))

@@ -218,3 +218,28 @@ def test_values_out_of_range_are_refused(change: dict[str, Any]):
 def test_settings_without_effect_are_refused(change: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**change)
+
+
+def test_sgd_starts_well_after_a_first_update_that_was_left_out() -> None:
+    starts = []
+    for first in ([], [float("nan")]):
+        torch.manual_seed(0)
+        model = nn.Linear(64, 64)
+        optimizer = build_optimizer(OptimConfig(optimizer="sgd", lr=0.1), model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+        for value in [*first, 1.0, 1.0]:
+            scaler.scale((model(torch.ones(2, 64)) * value).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update(1.0)
+            optimizer.zero_grad()
+        starts.append(model.weight.detach())
+    assert torch.equal(*starts)
+    plain = nn.Linear(64, 64)
+    torch.manual_seed(0)
+    plain.reset_parameters()
+    reference = torch.optim.SGD(plain.parameters(), 0.1, 0.9, weight_decay=5e-7, nesterov=True)
+    for _ in range(2):
+        reference.zero_grad()
+        plain(torch.ones(2, 64)).square().mean().backward()
+        reference.step()
+    assert torch.allclose(plain.weight, starts[0], atol=1e-6)
