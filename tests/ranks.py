@@ -24,9 +24,15 @@ def run_on_ranks(size: int, task: Callable[..., None], *words: object) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_run_rank, args=(rank, size, port, task, words)) for rank in range(size)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(300)
-    assert [process.exitcode for process in ranks] == [0] * size
+    arguments = [(rank, size, port, task, words) for rank in range(size)]
+    ranks = [context.Process(target=_run_rank, args=one, daemon=True) for one in arguments]
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(300)
+        codes = [process.exitcode for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert codes == [0] * size

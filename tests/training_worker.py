@@ -125,7 +125,11 @@ class Nursery:
         return ends
 
     def close(self) -> None:
-        self._process.communicate(timeout=SECONDS)
+        try:
+            self._process.communicate(timeout=SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
 
 
 @contextlib.contextmanager

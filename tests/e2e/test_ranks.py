@@ -184,6 +184,10 @@ def end_all(agents: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
         for agent in agents:
             if agent.poll() is None:
                 os.killpg(agent.pid, signal.SIGTERM)  # torchrun ends its ranks
+                try:
+                    agent.wait(60)
+                except subprocess.TimeoutExpired:
+                    os.killpg(agent.pid, signal.SIGKILL)
 
 
 def machine(endpoint: str, *more: str) -> list[str]:
@@ -225,7 +229,8 @@ def test_two_machines_on_loopback_end_when_a_rank_is_killed_and_go_on_to_the_res
     for kill in (Kill("update", nth=10, rank=1), None):
         options = machine(f"127.0.0.1:{free_port()}")
         agents = [start_torchrun(options, flags, kill) for _ in range(2)]
-        while all(agent.poll() is None for agent in agents):
+        deadline = time.monotonic() + 400
+        while all(agent.poll() is None for agent in agents) and time.monotonic() < deadline:
             time.sleep(0.1)
         first_ended = time.monotonic()
         ends = end_all(agents)

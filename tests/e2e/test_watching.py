@@ -5,10 +5,12 @@ import json
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +44,11 @@ def on_terminal(words: list[str]) -> tuple[int, str]:
         words, cwd=ROOT, env=environment(), stdin=inside, stdout=inside, stderr=inside
     ) as run:
         os.close(inside)
-        output = b""
+        output, deadline = b"", time.monotonic() + 300
         while True:
+            if not select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0]:
+                run.kill()
+                raise AssertionError(f"no end in sight: {output.decode()}")
             try:
                 got = os.read(terminal, 65536)
             except OSError:  # Linux: the other end is closed

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 FAULTS = """
-import resource, sys, torch
+import ctypes, resource, sys, torch
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: every page is one of 4 kB
 from psla_fast.allocator import keep_freed_memory
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":
