@@ -28,3 +28,4 @@ bench: env
 	$(BIN)/python benchmarks/pack.py
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/end_to_end.py
