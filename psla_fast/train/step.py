@@ -54,6 +54,7 @@ class TrainStep:
         self.scaler = GradScaler(world.device.type, enabled=scales)
         if skips and not scales:  # it only leaves out updates whose gradients aren't finite
             self.scaler = GradScaler(world.device.type, init_scale=1.0)
+        self._skips, self._scales = skips, scales
         self._bad = torch.zeros((), dtype=torch.int32, device=world.device)  # losses of the update so far
         self.guard = FiniteGuard(model, skips, world.device)
         self._augment_config = fill_masks(config.augment, spec)
@@ -93,7 +94,7 @@ class TrainStep:
         alone = not place.updates and isinstance(self.ddp, DistributedDataParallel)
         with self.ddp.no_sync() if alone else contextlib.nullcontext():  # type: ignore[operator]
             loss = self._backward(inputs, targets, place.parts)
-        if self.config.on_nan == "skip":
+        if self._skips and self._scales:
             self._bad += ~loss.isfinite()
         if place.updates:
             for group in self.optimizer.param_groups:
@@ -106,11 +107,8 @@ class TrainStep:
 
     def _update_scale(self) -> None:
         """Adapt the loss scale to gradients that overflowed, but not to losses that are bad without it."""
-        if self.config.on_nan != "skip":
-            self.scaler.update()
-            return
-        if self.precision != "fp16":
-            self.scaler.update(1.0)
+        if not self._skips or not self._scales:
+            self.scaler.update(1.0 if self._skips else None)
             return
         kept = [getattr(self.scaler, name) for name in ("_scale", "_growth_tracker")]
         before = [tensor.clone() for tensor in kept]
