@@ -45,8 +45,10 @@ def on_terminal(words: list[str]) -> tuple[int, str]:
     ) as run:
         os.close(inside)
         output, deadline = b"", time.monotonic() + 300
+        ready = select.poll()  # select takes no descriptor above 1,023
+        ready.register(terminal)
         while True:
-            if not select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0]:
+            if not ready.poll(max(0, 1000 * (deadline - time.monotonic()))):
                 run.kill()
                 raise AssertionError(f"no end in sight: {output.decode()}")
             try:
