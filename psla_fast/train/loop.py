@@ -128,6 +128,8 @@ class Trainer:
             self.end.finish_run(state, self.model, self.ema, settle, self._check_stop)
         finally:
             stream.close()
+            for shards in (self.train, *(shards for _, shards in self.scored)):
+                shards.close()
             self.profiler.close()
             self.progress.close()
             self.folder.curves.close()
