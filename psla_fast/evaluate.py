@@ -78,9 +78,7 @@ def score_shards(
         for batch in bar:
             if before_batch:
                 before_batch()
-            if (
-                world.device.type == "cuda"
-            ):  # where CUDA graphs are compiled: the last scores may be overwritten
+            if world.device.type == "cuda":  # CUDA graphs may overwrite the last batch's scores
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             with torch.inference_mode(), context:
                 fbank = dequantise(batch.fbank, batch.num_frames, storage.scale, storage.offset)

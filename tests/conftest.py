@@ -12,6 +12,7 @@ import torch
 from psla_fast.demo import write_synthetic_fsd50k
 from psla_fast.pack import PackConfig, WorkConfig, pack_splits
 from psla_fast.sources import read_fsd50k
+from tests.training_worker import Nursery, open_nursery, write_shards
 
 # The same examples on every machine; HYPOTHESIS_PROFILE=search looks for new ones.
 hypothesis.settings.register_profile(
@@ -19,6 +20,19 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """A process that forks trainings, and kills them at a chosen moment."""
+    with open_nursery(tmp_path_factory.mktemp("nursery") / "output") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """61, 13 and 11 clips, for the nursery's trainings: an epoch has 7 steps."""
+    return write_shards(tmp_path_factory.mktemp("nursery") / "shards")
 
 
 @pytest.fixture(autouse=True)

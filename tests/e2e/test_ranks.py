@@ -25,24 +25,11 @@ from tests.training_worker import (
     command,
     environment,
     free_port,
-    open_nursery,
     scores_of,
     weights_of,
-    write_shards,
 )
 
 PLAIN = ("--model.drop-connect", "0")  # each rank draws dropout's zeros for itself
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with open_nursery(tmp_path_factory.mktemp("nursery") / "output") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("ranks") / "shards")
 
 
 @pytest.fixture(scope="module")

@@ -219,31 +219,18 @@ def test_two_gloo_ranks_give_the_loss_curve_of_one(packed: Path, tmp_path: Path)
     assert all(torch.allclose(first[name], second[name], atol=1e-5) for name in first)
 
 
+LITE0 = ["--model.name", "efficientnet_lite0", "--model.batch-norm-momentum", "0.1", "--optim.epochs", "1"]
+
+
 def test_the_scores_of_two_ranks_are_those_of_the_saved_weights(packed: Path, tmp_path: Path):
-    flags = [
-        "--model.name",
-        "efficientnet_lite0",
-        "--model.batch-norm-momentum",
-        "0.1",
-        "--optim.epochs",
-        "1",
-    ]
-    train_tiny_on_ranks(2, packed, tmp_path / "run", *flags)
+    train_tiny_on_ranks(2, packed, tmp_path / "run", *LITE0)
     saved = evaluate_checkpoint(tmp_path / "run/checkpoints/epoch_01.pt", packed / "val", 4, "fp32", "cpu")
     with h5py.File(tmp_path / "run/scores/val.h5") as file:
         assert np.allclose(file["epochs/01"][:], saved.scores, atol=1e-5)
 
 
 def test_with_synchronised_batch_norm_two_ranks_give_the_loss_curve_of_one(packed: Path, tmp_path: Path):
-    flags = [
-        "--model.name",
-        "efficientnet_lite0",
-        "--model.batch-norm-momentum",
-        "0.1",
-        "--optim.epochs",
-        "1",
-    ]
-    flags += ["--model.drop-connect", "0", "--input.clip-frames", "64", "--sampling.num-draws", "32"]
+    flags = [*LITE0, "--model.drop-connect", "0", "--input.clip-frames", "64", "--sampling.num-draws", "32"]
     flags += ["--optim.optimizer", "sgd", "--optim.lr", "0.001", "--channels-last", "False"]
     train_tiny(tiny_config(packed, tmp_path / "one", *flags, "--sync-batch-norm", "True"))
     train_tiny_on_ranks(2, packed, tmp_path / "two", *flags, "--sync-batch-norm", "True")

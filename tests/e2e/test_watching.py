@@ -11,7 +11,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.stream_worker import ROOT
-from tests.training_worker import Kill, Nursery, command, environment, open_nursery, write_shards
+from tests.training_worker import Kill, Nursery, command, environment
 
 WIDTH = 80  # too narrow for the bar itself in places
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """61, 13 and 11 clips: an epoch has 7 steps."""
-    return write_shards(tmp_path_factory.mktemp("watched") / "shards")
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with open_nursery(tmp_path_factory.mktemp("watching") / "nursery") as opened:
-        yield opened
 
 
 def on_terminal(words: list[str]) -> tuple[int, str]:

@@ -13,20 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training_worker import Kill, Nursery, assert_same_run, command, open_nursery, write_shards
+from tests.training_worker import Kill, Nursery, assert_same_run, command
 
 EACH_STEP = ("--checkpoint-minutes", "0")  # saves
-
-
-@pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    with open_nursery(tmp_path_factory.mktemp("nursery") / "output") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shards(tmp_path_factory.mktemp("killed") / "shards")
 
 
 @pytest.fixture(scope="module")
