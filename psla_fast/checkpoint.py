@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,36 @@ class Card:
     classes: Classes
     input: InputSpec
     fbank: FbankConfig
+
+    def to_plain(self) -> dict[str, Any]:
+        """Turn into nested plain values, as checkpoints and config files hold them."""
+        return {
+            "version": CHECKPOINT_VERSION,
+            "model_config": asdict(self.model),
+            "classes": {"mids": list(self.classes.mids), "names": list(self.classes.names)},
+            "input": asdict(self.input),
+            "fbank": asdict(self.fbank),
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], source: Path) -> Self:
+        """Turn back; raises ValueError that names `source` for what isn't a card, or of another version."""
+        if plain.get("version") != CHECKPOINT_VERSION or "model_config" not in plain:
+            found = plain.get("version", "no version")
+            raise ValueError(
+                f"{source} is not a psla_fast checkpoint ({found}). Pass a file of RUN/checkpoints."
+            )
+        try:
+            return cls(
+                ModelConfig(**plain["model_config"]),
+                Classes(tuple(plain["classes"]["mids"]), tuple(plain["classes"]["names"])),
+                InputSpec(**{**plain["input"], "buckets": tuple(plain["input"].get("buckets", ()))}),
+                FbankConfig(**plain["fbank"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{source} was written by another version of psla_fast ({error}). Use that one."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -50,12 +80,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint atomically; `extra` takes tensors and plain values, for resuming."""
     content = {
-        "version": CHECKPOINT_VERSION,
+        **card.to_plain(),
         "model": {name: value.detach().cpu() for name, value in state.items()},
-        "model_config": asdict(card.model),
-        "classes": {"mids": list(card.classes.mids), "names": list(card.classes.names)},
-        "input": asdict(card.input),
-        "fbank": asdict(card.fbank),
         "epoch": epoch,
         "extra": extra or {},
     }
@@ -66,18 +92,10 @@ def save_checkpoint(
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint; raises ValueError for a file that is something else or of another version."""
     content = read_torch_file(path)
-    if content.get("version") != CHECKPOINT_VERSION or "model_config" not in content:
-        found = content.get("version", "no version")
-        raise ValueError(f"{path} is not a psla_fast checkpoint ({found}). Pass a file of RUN/checkpoints.")
+    card = Card.from_plain(content, path)
     try:
-        card = Card(
-            ModelConfig(**content["model_config"]),
-            Classes(tuple(content["classes"]["mids"]), tuple(content["classes"]["names"])),
-            InputSpec(**{**content["input"], "buckets": tuple(content["input"].get("buckets", ()))}),
-            FbankConfig(**content["fbank"]),
-        )
         return Checkpoint(card, content["model"], content["epoch"], content["extra"])
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ValueError(
             f"{path} was written by another version of psla_fast ({error}). Use that one."
         ) from error

@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("PSLA_FAST_CACHE", "~/.cache/psla_fast")).expanduser()
-EXTRAS = ["dali", "dev", "lite"]
+EXTRAS = ["dali", "dev", "export", "lite", "serve", "timm"]
 # argparse of Python 3.11 stops at --run, an option of psla_fast.train, as short for torchrun's --run-path
 TORCHRUN = """\
 import sys
@@ -109,7 +109,7 @@ def main() -> None:
     if sys.version_info < (3, 11):  # noqa: UP036 - run by whatever Python there is
         sys.exit(f"make env: Python {sys.version.split()[0]} found, 3.11 needed: make env PYTHON=python3.11")
     if os.name != "posix":
-        sys.exit("make env: needs Linux or macOS; elsewhere: pip install -e .[dev,lite]")
+        sys.exit("make env: needs Linux or macOS; elsewhere: pip install -e .[dev,export,lite,serve,timm]")
     requirements = declared_requirements(ROOT / "pyproject.toml")
     key = hashlib.sha256("\n".join([*requirements, sys.version]).encode()).hexdigest()[:16]
     shared, venv = CACHE / f"venv-{key}", ROOT / ".venv"

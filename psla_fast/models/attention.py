@@ -4,6 +4,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 EPSILON = 1e-7
 
@@ -44,6 +45,16 @@ class AttentionPooling(nn.Module):
             is_valid = at < num_steps.clamp(min=1)[:, None]  # (B, T')
             # a huge feature could overflow to NaN, and 0·NaN is NaN: so not only its att is zeroed
             return self._pool(torch.where(is_valid[:, None], features.float(), 0.0), is_valid)
+
+    def activity(self, features: Tensor) -> Tensor:
+        """Class activity (B, C, T') over time of features (B, D, T'): cla, heads weighted by head_weight."""
+        with torch.autocast(features.device.type, enabled=False):
+            heads = list(self.cla) if isinstance(self.cla, nn.ModuleList) else [self.cla]
+            weights = self.head_weight if self.num_heads > 1 else features.new_ones(1)
+            active = [
+                torch.sigmoid(functional.conv1d(features.float(), h.weight[:, :, 0], h.bias)) for h in heads
+            ]
+            return torch.stack(active, dim=3) @ weights.float()
 
     def _pool(self, features: Tensor, is_valid: Tensor | None) -> Tensor:
         convolutions = self._convolutions()

@@ -49,11 +49,18 @@ class TaggerNet(nn.Module):
         num_frames (B,) integers in 0 … T: with `mask_padding`, a clip is pooled over the steps it has without
         its padding, at least one. Without, or with None, over all.
         """
-        num_steps = None
-        if self.mask_padding and num_frames is not None:
-            num_steps = (num_frames + self.time_grid.rounding) // self.time_grid.stride
-        scores: Tensor = self.attention(self.features(fbank), num_steps)
+        scores: Tensor = self.attention(self.features(fbank), self._count_steps(num_frames))
         return scores
+
+    def forward_with_activity(self, fbank: Tensor, num_frames: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Score as `forward` does, and give the classes' activity over time besides: (B, C), (B, C, T')."""
+        features = self.features(fbank)
+        return self.attention(features, self._count_steps(num_frames)), self.attention.activity(features)
+
+    def _count_steps(self, num_frames: Tensor | None) -> Tensor | None:
+        if not self.mask_padding or num_frames is None:
+            return None
+        return (num_frames + self.time_grid.rounding) // self.time_grid.stride
 
 
 def use_channels_last(model: nn.Module) -> None:
