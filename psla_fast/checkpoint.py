@@ -1,5 +1,10 @@
-"""Checkpoints: a model with all that is needed to use it, in one file of tensors and plain values."""
+"""Checkpoints: a model with all that is needed to use it, in one file of tensors and plain values.
 
+Or as safetensors with the plain values beside it as JSON, or as a folder of the Hugging Face Hub.
+"""
+
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +16,12 @@ from torch import Tensor, nn
 from psla_fast.augment import InputSpec
 from psla_fast.classes import Classes
 from psla_fast.fbank import FbankConfig
-from psla_fast.files import replacing
+from psla_fast.files import replacing, write_atomically
 from psla_fast.models import ModelConfig, build_model
 from psla_fast.models.weights import fit_weights, read_torch_file
 
 CHECKPOINT_VERSION = 1
+HUB_WEIGHTS, HUB_CONFIG = "model.safetensors", "config.json"
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; raises ValueError for a file that is something else or of another version."""
+    """Read a checkpoint: FILE.pt, FILE.safetensors with FILE.json beside it, or a folder of the Hub.
+
+    Raises ValueError for what is something else, damaged, or of another version.
+    """
+    if path.is_dir():
+        return _load_safetensors(path / HUB_WEIGHTS, path / HUB_CONFIG)
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path, path.with_suffix(".json"))
     content = read_torch_file(path)
     card = Card.from_plain(content, path)
     try:
@@ -99,3 +112,69 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(
             f"{path} was written by another version of psla_fast ({error}). Use that one."
         ) from error
+
+
+def save_safetensors(
+    weights: Path, config: Path, card: Card, state: Mapping[str, Tensor], epoch: int
+) -> None:
+    """Write weights as safetensors, and the card and the epoch as JSON: last, so that it tells of both.
+
+    Tensors that share memory are written one by one. The file holds a checksum of its tensors besides.
+    """
+    from safetensors.torch import save_file
+
+    whole = {
+        name: value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
+    config.unlink(missing_ok=True)  # it would tell of other weights
+    with replacing(weights) as temporary:
+        save_file(whole, temporary, {"format": "pt", "sha256_of_tensors": _hash_tensors(whole)})
+    plain = json.dumps({**card.to_plain(), "epoch": epoch}, indent=2, ensure_ascii=False)
+    write_atomically(config, f"{plain}\n".encode())
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file's tensors; raises ValueError where it isn't whole.
+
+    The file's own checksum is compared where it has one, as those of `save_safetensors` do.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ValueError(f"{path} not found. Pass FILE.safetensors, or a folder that holds {HUB_WEIGHTS}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            wanted = (file.metadata() or {}).get("sha256_of_tensors")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({str(error)[:120]}).") from error
+    if wanted is not None and wanted != _hash_tensors(state):
+        raise ValueError(f"{path} is damaged: its tensors differ from their checksum. Export it again.")
+    return state
+
+
+def _load_safetensors(weights: Path, config: Path) -> Checkpoint:
+    if not config.is_file():
+        raise ValueError(f"{config} not found. It belongs beside {weights.name}, and says what that is.")
+    state = read_safetensors(weights)
+    try:
+        plain = json.loads(config.read_bytes())
+    except ValueError as error:  # also what isn't UTF-8
+        raise ValueError(f"{config} is not JSON ({error}). Export it again.") from error
+    if not isinstance(plain, dict):
+        raise ValueError(f"{config} holds a {type(plain).__name__}, not a psla_fast model's card.")
+    card, epoch = Card.from_plain(plain, config), plain.get("epoch", 0)
+    if not isinstance(epoch, int):
+        raise ValueError(f"{config}: epoch is {epoch!r}; give a number. Or export it again.")
+    return Checkpoint(card, state, epoch, {})
+
+
+def _hash_tensors(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, in the names' order."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -32,9 +32,9 @@ def ensemble_members(
         keys, targets = shards.keys, shards.targets(np.arange(len(shards)))
     mean = np.zeros(targets.shape, dtype=np.float64)
     for path in members:
-        if not path.is_file():
+        if not path.exists():
             raise ValueError(f"{path} not found. Pass a checkpoint or a score file.")
-        if h5py.is_hdf5(path):
+        if path.is_file() and h5py.is_hdf5(path):
             scores = read_scores(path).ordered(keys, str(path))
             if scores.shape != targets.shape:
                 raise ValueError(f"{path} has {scores.shape[1]} classes, {data} has {targets.shape[1]}.")
