@@ -76,7 +76,7 @@ class Checkpoint:
     def build(self) -> nn.Module:
         """Build the model with these weights, in eval mode."""
         fields = {**asdict(self.card.model), "pretrained": "none"}
-        model = build_model(ModelConfig(**fields), len(self.card.classes))
+        model = build_model(ModelConfig(**fields), len(self.card.classes), self.card.input.num_mels)
         fit_weights(model, self.state, "the checkpoint")
         return model.eval()
 

@@ -18,19 +18,18 @@ from tests.ranks import run_on_ranks
 class TinyNet(nn.Module):
     """Two layers over mels, dropout, mean over time."""
 
-    def __init__(self, num_classes: int, dropout: float) -> None:
+    def __init__(self, num_mels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(128, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, num_classes)
-        )
+        self.layers = nn.Sequential(nn.Linear(num_mels, 16), nn.ReLU(), nn.Dropout(dropout))
+        self.attention = nn.Linear(16, num_classes)
 
     def forward(self, fbank: Tensor) -> Tensor:
-        return torch.sigmoid(self.layers(fbank)).mean(dim=1)
+        return torch.sigmoid(self.attention(self.layers(fbank))).mean(dim=1)
 
 
 @register("tiny")
-def build_tiny(config: ModelConfig, num_classes: int) -> nn.Module:
-    return TinyNet(num_classes, config.drop_connect)
+def build_tiny(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Module:
+    return TinyNet(num_mels, num_classes, config.drop_connect)
 
 
 def tiny_config(shards: Path, run: Path, *flags: str) -> TrainConfig:

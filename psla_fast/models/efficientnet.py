@@ -10,17 +10,19 @@ from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import url_map
 from torch import nn
 
+from psla_fast.models.config import ModelConfig
 from psla_fast.models.depthwise import DepthwiseConv2d
-from psla_fast.models.registry import ModelConfig, register
-from psla_fast.models.tagger_net import TaggerNet, TimeGrid
-from psla_fast.models.weights import load_weights, sum_rgb_stem
+from psla_fast.models.probing import TimeGrid
+from psla_fast.models.registry import register
+from psla_fast.models.tagger_net import Backbone, TaggerNet
+from psla_fast.models.weights import sum_rgb_stem
 
 B_NAMES = tuple(f"efficientnet_b{size}" for size in range(8))
 
 
 @register(*B_NAMES, "efficientnet_lite0")
-def build_efficientnet(config: ModelConfig, num_classes: int) -> nn.Module:
-    """Build an EfficientNet with attention pooling; weights by `config.pretrained`."""
+def build_efficientnet(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Module:
+    """Build an EfficientNet with attention pooling; ImageNet's weights by choice."""
     imagenet = config.pretrained == "imagenet"
     backbone = (
         _build_lite0(imagenet) if config.name == "efficientnet_lite0" else _build_b(config.name, imagenet)
@@ -39,17 +41,8 @@ def build_efficientnet(config: ModelConfig, num_classes: int) -> nn.Module:
     _set_padding(backbone, config.same_padding == "symmetric")
     for block in backbone._blocks:
         block._depthwise_conv = DepthwiseConv2d.of(block._depthwise_conv)
-    model = TaggerNet(
-        backbone,
-        backbone._conv_head.out_channels,
-        num_classes,
-        config.num_heads,
-        config.mask_padding,
-        _compute_time_grid(backbone),
-    )
-    if config.pretrained not in ("none", "imagenet"):
-        load_weights(model, Path(config.pretrained))
-    return model
+    num_features, grid = backbone._conv_head.out_channels, _compute_time_grid(backbone)
+    return TaggerNet(Backbone(backbone, num_features, num_mels, "effnet", grid), num_classes, config)
 
 
 def _build_b(name: str, imagenet: bool) -> Any:

@@ -15,7 +15,7 @@ from psla_fast.checkpoint import Card, save_checkpoint
 from psla_fast.distributed import World, broadcast_model, find_difference, sum_over_ranks
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD
 from psla_fast.files import keep_copy
-from psla_fast.models import build_model, use_channels_last
+from psla_fast.models import build_model, check_input, use_channels_last
 from psla_fast.shards import Shards
 from psla_fast.stream import (
     Batch,
@@ -79,7 +79,8 @@ class Trainer:
             )
         torch.manual_seed(config.seed)
         start = replace(config.model, pretrained="none") if self.folder.goes_on else config.model
-        self.model = build_model(start, len(self.train.classes)).to(world.device)
+        self.model = build_model(start, len(self.train.classes), num_mels).to(world.device)
+        check_input(self.model, num_mels, spec.buckets or (spec.clip_frames,), len(self.train.classes))
         if config.model.mask_padding and not getattr(self.model, "mask_padding", False):
             raise ValueError(f"{config.model.name} can't mask padding. Leave --model.mask-padding off.")
         if config.channels_last:

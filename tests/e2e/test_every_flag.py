@@ -69,6 +69,8 @@ LOSSES: list[tuple[list[str], list[str]]] = [
     (EFFICIENTNET, ["--model.name", "efficientnet_lite0"]),
     (EFFICIENTNET, ["--model.num-heads", "1"]),
     (EFFICIENTNET, ["--model.same-padding", "asymmetric"]),
+    (EFFICIENTNET, ["--model.pooling", "linear_softmax"]),
+    (EFFICIENTNET, ["--model.dropout", "0.3"]),
     ([*EFFICIENTNET, "--input.clip-frames", "192"], ["--model.mask-padding"]),
     (EFFICIENTNET, ["--augment.roll-frames", "30"]),
 ]
@@ -84,6 +86,9 @@ OTHERS = {
     "model.pretrained": "here",
     "model.batch_norm_momentum": "here",
     "optim.epochs": "here",
+    "optim.backbone_lr_factor": "test_finetune.py",
+    "optim.freeze_epochs": "test_finetune.py",
+    "strict": "test_finetune.py",
     "distill.scores": "here",
     "distill.weight": "here",
     "wa.start": "here",

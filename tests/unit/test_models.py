@@ -14,8 +14,10 @@ from torch.nn import functional
 from psla_fast.models import (
     AttentionPooling,
     ModelConfig,
+    Pooling,
     TaggerNet,
     build_model,
+    build_pooling,
     clean_state_dict,
     read_state_dict,
     register,
@@ -49,6 +51,10 @@ def build(config: ModelConfig, num_classes: int = 3, seed: int = 0) -> TaggerNet
 def build_on_meta(config: ModelConfig, num_classes: int) -> nn.Module:
     with torch.device("meta"):
         return build_model(config, num_classes)
+
+
+def pooling_of(num_heads: int) -> Pooling:
+    return build_pooling(ModelConfig(num_heads=num_heads), num_features=6, num_classes=3)
 
 
 def scores_of(model: nn.Module, fbank: Tensor) -> Tensor:
@@ -106,7 +112,7 @@ def test_the_heads_have_the_official_state_dict_names() -> None:
 @pytest.mark.parametrize("num_heads", [0, 1, 2, 4])
 def test_pooling_is_pslas_formula(num_heads: int) -> None:
     torch.manual_seed(num_heads)
-    pooling = AttentionPooling(num_features=6, num_classes=3, num_heads=num_heads)
+    pooling = pooling_of(num_heads)
     for parameter in pooling.parameters():
         nn.init.normal_(parameter, std=3.0)  # wide enough that the clamp of att matters
     features = 3 * normal(4, 6, 9)
@@ -141,10 +147,10 @@ def test_pooling_stays_in_float32_under_autocast() -> None:
 NUM_STEPS = torch.tensor([9, 5, 1, 0])
 
 
-def wide_pooling(num_heads: int) -> AttentionPooling:
+def wide_pooling(num_heads: int) -> Pooling:
     """Six features, three classes, weights wide enough that every step counts."""
     torch.manual_seed(num_heads)
-    pooling = AttentionPooling(num_features=6, num_classes=3, num_heads=num_heads)
+    pooling = pooling_of(num_heads)
     for parameter in pooling.parameters():
         nn.init.normal_(parameter)
     return pooling
@@ -249,7 +255,7 @@ def test_masking_changes_nothing_for_a_registered_model_that_takes_log_mels_alon
         def forward(self, fbank: Tensor) -> Tensor:
             return self.last(fbank.mean(dim=1)).sigmoid()
 
-    register("mine")(lambda config, num_classes: Mine(num_classes))
+    register("mine")(lambda config, num_classes, num_mels: Mine(num_classes))
     scores = []
     for mask_padding in (False, True):
         torch.manual_seed(0)
@@ -342,10 +348,10 @@ def test_a_registered_model_is_built_by_its_name(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
 
     @register("mine", "mine_too")
-    def build_mine(config: ModelConfig, num_classes: int) -> nn.Module:
-        return nn.Linear(config.num_heads, num_classes)
+    def build_mine(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Module:
+        return nn.Linear(num_mels, num_classes)
 
-    assert build_model(ModelConfig(name="mine_too", num_heads=7), 3).weight.shape == (3, 7)
+    assert build_model(ModelConfig(name="mine_too"), 3, num_mels=7).weight.shape == (3, 7)
 
 
 @pytest.mark.parametrize(
