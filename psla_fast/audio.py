@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import chain
@@ -72,21 +72,63 @@ def read_waveform(
     """
     _keep_freed_memory()
     what = "bytes" if isinstance(file, bytes) else str(file)
-    if isinstance(file, Path) and not file.is_file():
-        raise AudioError("missing_audio", f"{what} is not there")
     if not 0 <= start_seconds < (math.inf if end_seconds is None else end_seconds):
         raise AudioError("empty", f"{what} holds nothing from second {start_seconds} to {end_seconds}")
-    if isinstance(file, Path) and file.suffix.lower() in AV_SUFFIXES:
-        opened = _open_av(file, what)
-    else:
-        opened = _open_sndfile(file, start_seconds, what)
-    with opened as (rate, position, blocks):
+    with _open(file, start_seconds, what) as (rate, position, blocks):
         start = round(start_seconds * rate)
         length = None if end_seconds is None else round(end_seconds * rate) - start
         waveform = _gather(blocks, start - position, length, round(max_seconds * rate), what)
     if not len(waveform):
         raise AudioError("empty", f"{what} holds no sample from second {start_seconds:g} on")
     return prepare_waveform(waveform, rate, sample_rate, what)
+
+
+def stream_waveform(file: Path | bytes, sample_rate: int = 16000) -> Iterator[Waveform]:
+    """Read a file, or a file's bytes, as mono blocks (samples,) at `sample_rate`: in constant memory.
+
+    Joined and centred, the blocks are what `read_waveform` gives. Each is decoded when it is asked for, so
+    what is wrong with a file may be found late. Raises AudioError as `read_waveform` does.
+    """
+    what = "bytes" if isinstance(file, bytes) else str(file)
+    with _open(file, 0.0, what) as (rate, _, blocks):
+        yield from stream_blocks(blocks, rate, sample_rate, what)
+
+
+def stream_blocks(
+    blocks: Iterable[Waveform], source_rate: int, sample_rate: int, what: str
+) -> Iterator[Waveform]:
+    """Resample mono blocks (samples,) of one sound as they come; `what` names it in messages.
+
+    Raises AudioError for what `prepare_waveform` refuses; empty, silent or dc_only after the last block.
+    """
+    num_samples = 0
+    for block in resample_blocks(_varying(blocks, what), source_rate, sample_rate, what):
+        num_samples += len(block)
+        yield block
+    if not num_samples:
+        raise AudioError("empty", f"{what} is shorter than one sample at {sample_rate} Hz")
+
+
+def resample_blocks(
+    blocks: Iterable[Waveform], source_rate: int, sample_rate: int, what: str
+) -> Iterator[Waveform]:
+    """Resample mono blocks (samples,) as they come, by soxr (HQ), whatever they hold but numbers.
+
+    What soxr still holds comes last. Raises AudioError with reason undecodable or non_finite.
+    """
+    _check_rate(source_rate, what)
+    stream = None
+    if source_rate != sample_rate:
+        stream = soxr.ResampleStream(source_rate, sample_rate, 1, dtype="float32", quality="HQ")
+    for block in blocks:
+        _check_finite(block.min(initial=0), block.max(initial=0), what)
+        resampled = block if stream is None else stream.resample_chunk(np.ascontiguousarray(block))
+        if len(resampled):
+            yield resampled
+    if stream is not None:
+        rest = stream.resample_chunk(np.empty(0, np.float32), last=True)
+        if len(rest):
+            yield rest
 
 
 def prepare_waveform(audio: Waveform, source_rate: int, sample_rate: int, what: str) -> Waveform:
@@ -99,17 +141,31 @@ def prepare_waveform(audio: Waveform, source_rate: int, sample_rate: int, what: 
     _check_rate(source_rate, what)
     if not audio.size:
         raise AudioError("empty", f"{what} holds no sample")
-    waveform = _downmix(audio, 1.0) if audio.ndim == 2 else audio
+    waveform = downmix(audio) if audio.ndim == 2 else audio
     low, high = waveform.min(), waveform.max()
-    if not (low > -MAX_AMPLITUDE and high < MAX_AMPLITUDE):  # NaN is neither
-        raise AudioError("non_finite", f"{what} holds NaN, infinite or absurdly large samples")
-    if low == high:
-        raise AudioError("dc_only" if low else "silent", f"{what}: every sample is {low:g}")
+    _check_finite(low, high, what)
+    _check_varies(low, high, what)
     if source_rate != sample_rate:
         waveform = soxr.resample(waveform, source_rate, sample_rate, quality="HQ")
         if not len(waveform):
             raise AudioError("empty", f"{what} is shorter than one sample at {sample_rate} Hz")
+    return centre(waveform)
+
+
+def centre(waveform: Waveform) -> Waveform:
+    """Subtract a waveform's mean (samples,), as PSLA does."""
     return waveform - float(waveform.mean(dtype=np.float64))
+
+
+def downmix(block: npt.NDArray[np.float32 | np.int16], scale: float = 1.0) -> Waveform:
+    """Mean over channels of a block (samples, channels), times `scale`: (samples,)."""
+    floats: Waveform = block.astype(np.float32, copy=False)
+    mono = floats[:, 0]
+    with np.errstate(all="ignore"):  # NaN and infinity are looked for later
+        for channel in range(1, floats.shape[1]):
+            mono = np.add(mono, floats[:, channel], out=None if channel == 1 else mono)
+        factor = np.float32(scale / floats.shape[1])
+        return mono if factor == 1 else mono * factor
 
 
 def read_duration(path: Path) -> float:
@@ -139,15 +195,25 @@ def _check_rate(rate: int, what: str) -> None:
         raise AudioError("undecodable", f"{what} has a sample rate of {rate} Hz")
 
 
-def _downmix(block: npt.NDArray[np.float32 | np.int16], scale: float) -> Waveform:
-    """Mean over channels of a block (samples, channels), times `scale`: (samples,)."""
-    floats: Waveform = block.astype(np.float32, copy=False)
-    mono = floats[:, 0]
-    with np.errstate(all="ignore"):  # NaN and infinity are looked for later
-        for channel in range(1, floats.shape[1]):
-            mono = np.add(mono, floats[:, channel], out=None if channel == 1 else mono)
-        factor = np.float32(scale / floats.shape[1])
-        return mono if factor == 1 else mono * factor
+def _check_finite(low: float, high: float, what: str) -> None:
+    if not (low > -MAX_AMPLITUDE and high < MAX_AMPLITUDE):  # NaN is neither
+        raise AudioError("non_finite", f"{what} holds NaN, infinite or absurdly large samples")
+
+
+def _check_varies(low: float, high: float, what: str) -> None:
+    if low == high:
+        raise AudioError("dc_only" if low else "silent", f"{what}: every sample is {low:g}")
+
+
+def _varying(blocks: Iterable[Waveform], what: str) -> Iterator[Waveform]:
+    """Hand blocks on; AudioError after the last one where they hold no sample, or one value alone."""
+    low, high = math.inf, -math.inf
+    for block in blocks:
+        low, high = min(low, block.min(initial=math.inf)), max(high, block.max(initial=-math.inf))
+        yield block
+    if low > high:
+        raise AudioError("empty", f"{what} holds no sample")
+    _check_varies(low, high, what)
 
 
 def _gather(blocks: Iterator[Waveform], skip: int, length: int | None, limit: int, what: str) -> Waveform:
@@ -173,6 +239,19 @@ def _gather(blocks: Iterator[Waveform], skip: int, length: int | None, limit: in
         if total == length:
             break
     return waveform[:total]
+
+
+@contextmanager
+def _open(file: Path | bytes, start_seconds: float, what: str) -> Iterator[Opened]:
+    """Open a file, or a file's bytes, with what decodes it."""
+    if isinstance(file, Path) and not file.is_file():
+        raise AudioError("missing_audio", f"{what} is not there")
+    if isinstance(file, Path) and file.suffix.lower() in AV_SUFFIXES:
+        opened = _open_av(file, what)
+    else:
+        opened = _open_sndfile(file, start_seconds, what)
+    with opened as found:
+        yield found
 
 
 @contextmanager
@@ -226,7 +305,7 @@ def _decode_sndfile(decoder: _Decoder, position: int, what: str) -> Iterator[Wav
     shape = max(1, BLOCK_SAMPLES // decoder.channels), decoder.channels
     while len(block := decoder.read(out=np.empty(shape, dtype))):
         position += len(block)
-        yield _downmix(block, scale)
+        yield downmix(block, scale)
     if decoder.format == "FLAC" and position < decoder.frames < UNKNOWN_FRAMES:
         _raise_cut_short(decoder, position, decoder.frames, what)
 
@@ -249,7 +328,7 @@ def _open_av(file: Path, what: str) -> Iterator[Opened]:
             planar = av.AudioResampler(format="fltp", layout=first.layout, rate=first.sample_rate)
             parts = (part for frame in chain((first,), frames) for part in planar.resample(frame))
             arrays = (part.to_ndarray().astype(np.float32, copy=False) for part in parts)
-            yield first.sample_rate, 0, (_downmix(channels.T, 1.0) for channels in arrays)
+            yield first.sample_rate, 0, (downmix(channels.T) for channels in arrays)
     except AudioError:
         raise
     except (av.FFmpegError, ValueError) as error:  # ValueError: a stream that changes its rate or channels

@@ -1,0 +1,82 @@
+"""Scorer: windows -> scores and activities, a batch at a time, on the device, as evaluation computes them."""
+
+# B windows, T frames, F mels, C classes, T' time steps
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from psla_fast.augment import LOG_FLOOR, pad_and_normalise
+from psla_fast.checkpoint import Card, Checkpoint
+from psla_fast.distributed import DeviceName, start_world
+from psla_fast.evaluate import Precision, autocast, resolve_precision
+from psla_fast.models import use_channels_last
+from psla_fast.tagger.windows import Cut, Window
+
+
+class Scored(NamedTuple):
+    """A window's scores (C,) and, by choice, activity (C, T'); float32, on the CPU."""
+
+    scores: Tensor
+    activity: Tensor | None
+
+
+class Scorer:
+    """A checkpoint's model in eval mode on a device, ready for windows of any shapes."""
+
+    def __init__(self, checkpoint: Checkpoint, device: DeviceName, precision: Precision) -> None:
+        """Build the model; ValueError where it can't be, or there is no such device."""
+        self.card: Card = checkpoint.card
+        self.device = start_world(device).device
+        self.precision = resolve_precision(precision, self.device)
+        self.model: nn.Module = checkpoint.build().to(self.device)
+        use_channels_last(self.model)
+
+    @property
+    def step_frames(self) -> int:
+        """Frames of a time step of the activity; 1 where the model doesn't tell."""
+        grid: Any = getattr(self.model, "time_grid", None)
+        return 1 if grid is None else int(grid.stride)
+
+    def check_activity(self) -> None:
+        """Raise ValueError where the model gives no activity over time."""
+        if not hasattr(self.model, "forward_with_activity") or not hasattr(self.model, "time_grid"):
+            raise ValueError(
+                f"model {self.card.model.name!r} gives no activity over time. Give it time_grid and "
+                "forward_with_activity(fbank, num_frames) as TaggerNet has them, or use one of those models."
+            )
+
+    def score(self, windows: Sequence[Window], cut: Cut, with_activity: bool = False) -> list[Scored]:
+        """Score windows; those padded to the same length are one batch."""
+        scored: list[Scored | None] = [None] * len(windows)
+        by_shape: dict[int, list[int]] = {}
+        for number, window in enumerate(windows):
+            by_shape.setdefault(cut.shape(len(window.fbank)), []).append(number)
+        for shape, numbers in by_shape.items():
+            batch = self._score_batch([windows[number].fbank for number in numbers], shape, with_activity)
+            for number, result in zip(numbers, batch, strict=True):
+                scored[number] = result
+        return [result for result in scored if result is not None]
+
+    def _score_batch(self, fbanks: Sequence[Tensor], shape: int, with_activity: bool) -> list[Scored]:
+        padded = torch.full((len(fbanks), shape, fbanks[0].shape[1]), LOG_FLOOR)
+        for row, fbank in zip(padded, fbanks, strict=True):
+            row[: len(fbank)] = fbank
+        counts = [len(fbank) for fbank in fbanks]
+        num_frames = torch.tensor(counts, device=self.device)
+        lengths = (num_frames,) if getattr(self.model, "mask_padding", False) else ()
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            x = pad_and_normalise(padded.to(self.device), num_frames, self.card.input)
+            if not with_activity:
+                return [Scored(scores, None) for scores in self.model(x, *lengths).float().cpu()]
+            network: Any = self.model
+            scores, activity = (part.float().cpu() for part in network.forward_with_activity(x, *lengths))
+            grid = network.time_grid
+        steps = [max(1, min(activity.shape[2], (n + grid.rounding) // grid.stride)) for n in counts]
+        return [Scored(*row) for row in zip(scores, map(_first, activity, steps), strict=True)]
+
+
+def _first(activity: Tensor, num_steps: int) -> Tensor:
+    return activity[:, :num_steps]
