@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from psla_fast.commands.import_psla import import_psla
 from psla_fast.commands.pack import pack
 from psla_fast.commands.verify import verify
 from psla_fast.commands.weights import weights
@@ -158,6 +159,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "weights": (weights, "label set -> PSLA's sample weights (_weight.csv)"),
     "train": (train, "shards -> a run folder with checkpoints, scores and PSLA's result files"),
     "evaluate": (evaluate, "checkpoint + shards -> mAP, AUC, d-prime and a score file"),
+    "import": (import_psla, "PSLA's official weights -> a checkpoint"),
     "average": (average, "checkpoints -> one with the mean of their weights"),
     "ensemble": (ensemble, "checkpoints or score files -> PSLA's ensemble summary"),
 }

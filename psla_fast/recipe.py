@@ -77,7 +77,7 @@ def parse_flags(
     kind: type[Config], arguments: Sequence[str], prog: str, markers: tuple[Any, ...] = ()
 ) -> Config:
     """Parse flags into a dataclass; raises ValueError of one line where tyro would print a box."""
-    printed = io.StringIO()
+    printed, arguments = io.StringIO(), _capitalise(arguments, _fields(kind))
     try:
         if {"-h", "--help"} & set(arguments):
             return tyro.cli(kind, args=["--help"], prog=prog, config=markers)
@@ -125,6 +125,20 @@ def _fields(kind: Any, prefix: str = "") -> dict[str, Any]:
         nested = dataclasses.is_dataclass(inner)
         names |= _fields(inner, f"{prefix}{field.name}.") if nested else {f"{prefix}{field.name}": inner}
     return names
+
+
+def _capitalise(words: Sequence[str], fields: dict[str, Any]) -> list[str]:
+    """Write a yes or no as Python does, which tyro wants: `--strict false` becomes `--strict False`."""
+    known = {"true": "True", "false": "False"}
+    written, flag = [], ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            flag = name.removeprefix("--").replace("-", "_")
+        if fields.get(flag) is bool:
+            word = name + equals + known.get(value, value) if equals else known.get(word, word)
+        written.append(word)
+    return written
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

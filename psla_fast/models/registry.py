@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from psla_fast.models import own_net
 from psla_fast.models.config import ModelConfig
 from psla_fast.models.weights import load_weights
 
@@ -37,8 +38,8 @@ def build_model(
 
     A TaggerNet also takes num_frames (B,), for `mask_padding`; a network from elsewhere needn't.
     Random where `pretrained` is none: seed torch before. Of weights at a path `say` gets lines on which they
-    are and what wasn't used; where not strict, a head that doesn't fit stays new. Raises ValueError for an unknown name, and where
-    pretrained weights can't be had or don't fit.
+    are and what wasn't used; where not strict, a head that doesn't fit stays new. Raises ValueError for an
+    unknown name, and where pretrained weights can't be had or don't fit.
     """
     if num_classes < 1:
         raise ValueError(f"a model for {num_classes} classes can't be built; give 1 or more.")
@@ -50,8 +51,14 @@ def build_model(
 
 
 def _find_builder(name: str) -> Builder:
-    import psla_fast.models.efficientnet  # noqa: F401 - registers its names
+    import psla_fast.models.efficientnet
+    import psla_fast.models.torchvision_net  # noqa: F401 - registers its names, as the one above
+    from psla_fast.models import timm_net
 
+    if name.startswith(timm_net.PREFIX):
+        return timm_net.build_timm
+    if ":" in name:
+        return own_net.build_own
     if name not in _BUILDERS:
         close = difflib.get_close_matches(name, _BUILDERS, n=1, cutoff=0.3)
         raise ValueError(f"model {name!r} is unknown. Did you mean {(close or sorted(_BUILDERS))[0]!r}?")

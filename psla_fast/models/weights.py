@@ -1,5 +1,6 @@
 """Weights: state dicts from files and packages, fitted to one-channel input; never a pickle."""
 
+import hashlib
 import re
 import zipfile
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+HEAD = "attention."  # what the names of a head's tensors begin with
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -51,9 +54,36 @@ def clean_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return cleaned
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a file's weights into a model of the same shapes; raises ValueError that says what doesn't fit."""
-    fit_weights(model, read_state_dict(path), str(path))
+def load_weights(model: nn.Module, path: Path, strict: bool = True) -> list[str]:
+    """Load a file's weights into a model; returns lines that say which file it was, and what wasn't used.
+
+    strict: names and shapes must be the model's. Else the backbone's must be, and a head that differs in
+    anything stays as the model has it. Raises ValueError that says what doesn't fit.
+    """
+    state = read_state_dict(path)
+    said = [f"weights of {path}, sha256 {compute_sha256(path)}"]
+    if not strict:
+        state, unused = _keep_own_head(model, state)
+        if unused:
+            said.append(f"its head isn't this model's and was not used: {', '.join(unused)}; the head is new")
+    fit_weights(model, state, str(path))
+    return said
+
+
+def compute_sha256(path: Path) -> str:
+    """Hash a file, 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _keep_own_head(model: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Put the model's own head in a state dict whose head isn't the same; returns what was taken out."""
+    head = {name: value for name, value in model.state_dict().items() if name.startswith(HEAD)}
+    theirs = {name: value for name, value in state.items() if name.startswith(HEAD)}
+    if head.keys() == theirs.keys() and all(head[name].shape == theirs[name].shape for name in head):
+        return state, []
+    unused = [f"{name} {tuple(value.shape)}" for name, value in sorted(theirs.items())]
+    return {**{name: value for name, value in state.items() if name not in theirs}, **head}, unused
 
 
 def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -64,13 +94,15 @@ def fit_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None
         example = f"missing {missing[0]}" if missing else f"unknown {extra[0]}"
         raise ValueError(
             f"{source} is another model: {len(missing)} tensors missing, {len(extra)} unknown ({example}). "
-            "Set --model.name and --model.num-heads as in that file."
+            "Set --model.name and --model.num-heads as in that file, or --strict false to take its backbone "
+            "alone."
         )
     for name, value in wanted.items():
         if state[name].shape != value.shape:
             got, want = tuple(state[name].shape), tuple(value.shape)
             raise ValueError(
-                f"{source}: {name} has shape {got}, this model {want}. Is it for another class list?"
+                f"{source}: {name} has shape {got}, this model {want}. Is it for another class list? "
+                "--strict false takes its backbone alone."
             )
     model.load_state_dict(state)
 

@@ -70,6 +70,9 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     wa: AverageConfig = field(default_factory=AverageConfig)
+    strict: bool = True
+    """False: --model.pretrained PATH may have other classes or another head; its backbone is taken, the head
+    is new, and what wasn't used is said."""
     seed: int = 0
     """Seeds the weights, the draws and the augmentation."""
     precision: Precision = "auto"

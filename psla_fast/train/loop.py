@@ -79,7 +79,10 @@ class Trainer:
             )
         torch.manual_seed(config.seed)
         start = replace(config.model, pretrained="none") if self.folder.goes_on else config.model
-        self.model = build_model(start, len(self.train.classes), num_mels).to(world.device)
+        self.progress = Progress(config.optim.epochs, world)
+        self.model = build_model(
+            start, len(self.train.classes), num_mels, config.strict, self.progress.say
+        ).to(world.device)
         check_input(self.model, num_mels, spec.buckets or (spec.clip_frames,), len(self.train.classes))
         if config.model.mask_padding and not getattr(self.model, "mask_padding", False):
             raise ValueError(f"{config.model.name} can't mask padding. Leave --model.mask-padding off.")
@@ -95,7 +98,6 @@ class Trainer:
         self.state = TrainState()
         self.ema = Ema(self.model, config.wa.ema_decay) if config.wa.ema_decay and world.is_first else None
         self.signals, self.num_graphs = StopSignals(world), count_graphs()
-        self.progress = Progress(config.optim.epochs, world)
         self.profiler = StepProfiler(config, world, self.progress.say)
         self.end = EpochEnd(config, self.folder, self.card, self.scored, world, self.progress.say)
         if world.is_first:
@@ -110,7 +112,6 @@ class Trainer:
             )
         if world.is_first:
             self.folder.curves = open_curves(config, self.state.epoch, self.state.updates)
-        self.step.distribute()
 
     def run(self) -> None:
         """Train the epochs that are left and write the results; raises Stopped on SIGTERM or SIGUSR1."""
@@ -138,7 +139,7 @@ class Trainer:
     def train_epoch(self, epoch: int, batches: Iterator[Batch]) -> float:
         """Run the epoch's steps from `state.step` on; returns the mean loss over all its clips."""
         config, state, num_steps = self.config, self.state, self.plan.num_steps(epoch)
-        self.step.ddp.train()
+        self.step.start_epoch(epoch)
         skipped, accumulate = state.skipped, config.optim.accumulate
         sizes = self.plan.batch_sizes(epoch)
         shares = sizes / sizes.mean()  # with length buckets a batch may hold more clips than another

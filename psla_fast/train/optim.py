@@ -1,5 +1,6 @@
 """Optimiser and learning-rate schedule of a run; the defaults are the PSLA recipe's."""
 
+import itertools
 from dataclasses import dataclass
 from math import cos, inf, pi
 from typing import Literal
@@ -42,13 +43,24 @@ class OptimConfig:
     """step: from then on the rate is halved every so many epochs."""
     final_lr_fraction: float = 0.01
     """cosine, one_cycle: the last update runs at this share of optim.lr."""
+    backbone_lr_factor: float = 1.0
+    """The backbone learns at this share of optim.lr, the head at all of it."""
+    freeze_epochs: int = 0
+    """First epochs in which the backbone stays as it is, its BatchNorm's statistics too; only the head
+    learns."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range and settings without effect."""
         for name in ("batch_size", "accumulate", "epochs", "warmup_every_steps", "halve_every_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; give 1 or more.")
-        for name in ("warmup_steps", "halve_after_epoch", "weight_decay"):
+        for name in (
+            "warmup_steps",
+            "halve_after_epoch",
+            "weight_decay",
+            "backbone_lr_factor",
+            "freeze_epochs",
+        ):
             if not 0 <= getattr(self, name) < inf:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; give 0 or more.")
         if not 0 < self.lr < inf:
@@ -59,6 +71,11 @@ class OptimConfig:
             )
         if not 0 <= self.final_lr_fraction <= 1:
             raise ValueError(f"optim.final_lr_fraction is {self.final_lr_fraction}; give 0 to 1.")
+        if self.backbone_lr_factor == 0:
+            raise ValueError(
+                "optim.backbone_lr_factor is 0; give a share above 0, or --optim.freeze-epochs "
+                f"{self.epochs} to keep the backbone as it is."
+            )
         if self.optimizer == "sgd" and self.betas != OptimConfig.betas:
             raise ValueError("optim.betas is for --optim.optimizer adam or adamw, not sgd. Leave it out.")
         if self.optimizer != "sgd" and self.momentum != OptimConfig.momentum:
@@ -99,17 +116,42 @@ def compute_lr(config: OptimConfig, epoch: int, global_step: int, total_steps: i
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the fused optimiser of the parameters that train; the learning rate is set before each update."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    decay = config.weight_decay
+    """Build the fused optimiser of the parameters that train; the learning rate is set before each update.
+
+    Each group has an `lr_factor`, its share of that rate. Raises ValueError where the backbone shall learn
+    otherwise than the head, and the model has no part called attention.
+    """
+    factor, decay = config.backbone_lr_factor, config.weight_decay
+    groups = [([parameter for parameter in model.parameters() if parameter.requires_grad], 1.0)]
+    if factor != 1:
+        backbone, head = split_parameters(model)
+        groups = [(backbone, factor), (head, 1.0)]
+    parameters = [{"params": members, "lr_factor": share} for members, share in groups]
     if config.optimizer == "sgd":
         nesterov = config.momentum > 0
         optimizer = torch.optim.SGD(
             parameters, config.lr, config.momentum, weight_decay=decay, nesterov=nesterov, fused=True
         )
         if nesterov:  # torch would take them from memory as it is, if a scaler left out the first update
-            for parameter in parameters:
+            for parameter in itertools.chain(*(members for members, _ in groups)):
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=config.lr, betas=config.betas, weight_decay=decay, fused=True)
+
+
+def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Part the parameters that train into the backbone's and the head's, which is the part called attention.
+
+    Raises ValueError for a model without such a part.
+    """
+    head = dict(model.named_children()).get("attention")
+    if head is None:
+        raise ValueError(
+            f"{type(model).__name__} has no part called attention, so its head isn't known. Name it so, or "
+            "leave optim.backbone_lr_factor at 1 and optim.freeze_epochs at 0."
+        )
+    of_head = {id(parameter) for parameter in head.parameters()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    backbone = [parameter for parameter in trained if id(parameter) not in of_head]
+    return backbone, [parameter for parameter in trained if id(parameter) in of_head]

@@ -21,7 +21,7 @@ from psla_fast.train.compiling import compile_parts
 from psla_fast.train.config import TrainConfig
 from psla_fast.train.finite import FiniteGuard
 from psla_fast.train.losses import compute_loss
-from psla_fast.train.optim import build_optimizer
+from psla_fast.train.optim import build_optimizer, split_parameters
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TrainStep:
     def __init__(
         self, config: TrainConfig, model: nn.Module, spec: InputSpec, storage: Storage, world: World
     ):
-        """Compile where the config says so; call `distribute` once the weights are there."""
+        """Compile where the config says so; call `start_epoch` once the weights are there."""
         self.config, self.world, self.spec, self.storage = config, world, spec, storage
         self.model = self.ddp = model
         self.masks_padding = getattr(model, "mask_padding", False)
@@ -57,16 +57,32 @@ class TrainStep:
         self._skips, self._scales = skips, scales
         self._bad = torch.zeros((), dtype=torch.int32, device=world.device)  # losses of the update so far
         self.guard = FiniteGuard(model, skips, world.device)
+        self._backbone = split_parameters(model)[0] if config.optim.freeze_epochs else []
+        self._frozen: bool | None = None  # None: no epoch was started
         self._augment_config = fill_masks(config.augment, spec)
         self._augment = compile_parts(model, augment, config.compile, max(1, len(spec.buckets)))
 
-    def distribute(self) -> None:
-        """Let gradients be averaged over the ranks from now on, where there are several."""
-        if self.world.size > 1:
-            static = self.config.optim.accumulate == 1
-            self.ddp = DistributedDataParallel(
-                self.model, gradient_as_bucket_view=True, static_graph=static, broadcast_buffers=False
-            )
+    def start_epoch(self, epoch: int) -> None:
+        """Go to training mode, but for a backbone that is frozen; several ranks average their gradients."""
+        frozen = epoch <= self.config.optim.freeze_epochs
+        if frozen != self._frozen:
+            for parameter in self._backbone:
+                parameter.requires_grad_(not frozen)
+            self._frozen = frozen
+            self._distribute()  # DDP keeps to the parameters that learn when it is made
+        self.ddp.train()
+        if frozen:
+            for name, part in self.model.named_children():
+                part.train(name == "attention")
+
+    def _distribute(self) -> None:
+        if self.world.size == 1:
+            return
+        self.ddp = self.model  # the old one's hooks go first
+        static = self.config.optim.accumulate == 1
+        self.ddp = DistributedDataParallel(
+            self.model, gradient_as_bucket_view=True, static_graph=static, broadcast_buffers=False
+        )
 
     def prepare(self, batch: Batch, epoch: int, step: int) -> tuple[tuple[Tensor, ...], Tensor]:
         """Seed torch for a step, and augment its batch: the model's arguments, and targets (B, C)."""
@@ -98,7 +114,7 @@ class TrainStep:
             self._bad += ~loss.isfinite()
         if place.updates:
             for group in self.optimizer.param_groups:
-                group["lr"] = place.lr
+                group["lr"] = place.lr * group["lr_factor"]
             with record_function("optimiser"):
                 self.scaler.step(self.optimizer)
                 self._update_scale()

@@ -178,10 +178,31 @@ def test_parameters_that_do_not_train_are_left_out():
     assert [id(parameter) for parameter in group["params"]] == [id(model.weight)]
 
 
+class Tagger(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.attention = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.stem.bias.requires_grad_(False)
+
+
+def test_the_backbone_may_learn_at_a_share_of_the_rate():
+    model = Tagger()
+    backbone, head = build_optimizer(OptimConfig(backbone_lr_factor=0.1), model).param_groups
+    assert [id(parameter) for parameter in backbone["params"]] == [id(model.stem.weight)]
+    assert [id(parameter) for parameter in head["params"]] == list(map(id, model.attention.parameters()))
+    assert (backbone["lr_factor"], head["lr_factor"]) == (0.1, 1.0)
+    assert build_optimizer(OptimConfig(), model).param_groups[0]["lr_factor"] == 1
+    with pytest.raises(ValueError, match="Linear has no part called attention"):
+        build_optimizer(OptimConfig(backbone_lr_factor=0.1), nn.Linear(1, 1))
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"epochs": 0},
+        {"backbone_lr_factor": 0},
+        {"backbone_lr_factor": -1},
+        {"freeze_epochs": -1},
         {"batch_size": 0},
         {"accumulate": 0},
         {"warmup_every_steps": 0},
