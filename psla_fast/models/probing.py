@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-LONG = 1024  # frames; a multiple of every usual stride
-CHECKED = (1023, 1009, 770, 555)
+LONG = 1344  # frames; a multiple of every usual stride: powers of 2, times 3, times 7
+CHECKED = (1009, 555)
 MOST = 1.5  # heads' weights are learnt and can sum to more than 1
 FAILURES = (RuntimeError, ValueError, TypeError, AssertionError, ArithmeticError, LookupError, AttributeError)
 
@@ -37,27 +37,50 @@ class _Extractor(nn.Module):
         return maps
 
 
+class Shapes:
+    """The maps of `backbone.extract_features`, (B, 1, F, T) -> (B, D, F', T'), as shapes alone.
+
+    Nothing is computed: parameters stand in by their shapes, on torch's meta device. What a network raises
+    there it may raise on data, too.
+    """
+
+    def __init__(self, backbone: nn.Module, num_mels: int) -> None:
+        """Take a backbone, whose mode and parameters stay as they are, and F."""
+        self._extractor, self._num_mels = _Extractor(backbone), num_mels
+        tensors = (*self._extractor.named_parameters(), *self._extractor.named_buffers())
+        self._stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+
+    def maps(self, num_frames: int) -> Tensor:
+        """Maps (1, D, F', T') of T frames, without values."""
+        picture = torch.empty(1, 1, self._num_mels, num_frames, device="meta")
+        with _as_in_scoring(self._extractor):
+            maps: Tensor = functional_call(self._extractor, self._stand_ins, (picture,))
+        return maps
+
+    def find_unused(self, num_frames: int) -> list[nn.Parameter]:
+        """Parameters of the backbone that have no part in its maps of T frames."""
+        picture = torch.empty(1, 1, self._num_mels, num_frames, device="meta")
+        parameters = dict(self._extractor.named_parameters())
+        leaves = {name: self._stand_ins[name].requires_grad_() for name in parameters}
+        with _as_in_scoring(self._extractor), torch.enable_grad():
+            maps = functional_call(self._extractor, self._stand_ins, (picture,))
+            gradients = torch.autograd.grad(maps.sum(), list(leaves.values()), allow_unused=True)
+        return [parameters[name] for name, grad in zip(leaves, gradients, strict=True) if grad is None]
+
+
 def probe_time_grid(backbone: nn.Module, num_mels: int) -> TimeGrid:
     """Find the grid of `backbone.extract_features`, (B, 1, F, T) -> (B, D, F', T'), from shapes alone.
 
-    Nothing is computed: parameters stand in by their shapes. Raises ValueError where T' is no such formula of
-    T, or shapes can't be had that way.
+    Raises ValueError where T' is no such formula of T, or shapes can't be had that way.
     """
-    extractor = _Extractor(backbone)
-    tensors = (*extractor.named_parameters(), *extractor.named_buffers())
-    stand_ins = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-
-    def count(num_frames: int) -> int:
-        picture = torch.empty(1, 1, num_mels, num_frames, device="meta")
-        return int(functional_call(extractor, stand_ins, (picture,)).shape[3])
-
-    with _as_in_scoring(extractor):
-        try:
-            grid = _find_grid(count)
-        except FAILURES as error:
-            raise ValueError(f"its time steps can't be counted ({_first_line(error)})") from error
+    shapes = Shapes(backbone, num_mels)
+    try:
+        grid = _find_grid(lambda num_frames: shapes.maps(num_frames).shape[3])
+    except FAILURES as error:
+        reason = first_line(error)
+        raise ValueError(f"the network's time steps can't be counted ({reason}).") from error
     if not grid:
-        raise ValueError("its time steps aren't evenly spaced over a clip's frames")
+        raise ValueError("the network's time steps aren't evenly spaced over a clip's frames.")
     return grid
 
 
@@ -95,7 +118,7 @@ def check_input(model: nn.Module, num_mels: int, frames: Sequence[int], num_clas
                 if "memory" in str(error):  # its own line at the command line
                     raise
                 raise ValueError(
-                    f"the network can't score {clip} ({_first_line(error)}). Set --input.clip-frames or "
+                    f"the network can't score {clip} ({first_line(error)}). Set --input.clip-frames or "
                     "--stream.buckets to what it takes, or pack with another --fbank.num-mels."
                 ) from error
             _check_scores(scores, num_classes, clip)
@@ -129,5 +152,6 @@ def _as_in_scoring(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Give the start of what an error says, or its kind where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
