@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from psla_fast.models.registry import ModelConfig
+from psla_fast.models.config import ModelConfig
 
 # Blocks and channels put out of EfficientNet b0 … b7. Source: Tan and Le 2019, widths and depths.
 SIZES = ((16, 1280), (23, 1280), (23, 1408), (26, 1536), (32, 1792), (39, 2048), (45, 2304), (55, 2560))
@@ -24,7 +24,8 @@ def infer_official(state: Mapping[str, Tensor], source: str) -> tuple[ModelConfi
     num_heads = len(several) or int("attention.att.weight" in state)
     classifier = state.get(f"attention.cla.{'0.' if several else ''}weight")
     size = (len(blocks), len(convolution) if convolution is not None else 0)
-    if size not in SIZES or classifier is None or stem is None:
+    squeezes = any("._se_reduce." in name for name in state)  # EfficientNet-Lite doesn't
+    if size not in SIZES or not squeezes or classifier is None or stem is None:
         found = f"{len(state)} tensors, the first {next(iter(state))}"
         raise ValueError(
             f"{source} isn't PSLA's model ({found}): no EfficientNet b0 to b7 with attention pooling. "

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from psla_fast.models.official import infer_official
+
 HEAD = "attention."  # what the names of a head's tensors begin with
 
 
@@ -66,8 +68,20 @@ def load_weights(model: nn.Module, path: Path, strict: bool = True) -> list[str]
         state, unused = _keep_own_head(model, state)
         if unused:
             said.append(f"its head isn't this model's and was not used: {', '.join(unused)}; the head is new")
-    fit_weights(model, state, str(path))
+    try:
+        fit_weights(model, state, str(path))
+    except ValueError as error:
+        raise ValueError(f"{error} {_describe(state)}".strip()) from error
     return said
+
+
+def _describe(state: dict[str, Tensor]) -> str:
+    """Say which of PSLA's models a state dict is; empty where it is none."""
+    try:
+        config, num_classes = infer_official(state, "")
+    except ValueError:
+        return ""
+    return f"It is {config.name} with {config.num_heads} heads for {num_classes} classes."
 
 
 def compute_sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from psla_fast.checkpoint import load_checkpoint
 from psla_fast.cli import main
+from psla_fast.models import ModelConfig, build_model
 from tests.golden.test_model_scores import FEATURES, FOLDER, build_golden, golden_fbank
 
 
@@ -85,6 +86,12 @@ def test_other_classes_need_their_list_and_frames_or_a_new_head(
     state, before = load_checkpoint(out).state, torch.load(released, weights_only=True)
     assert torch.equal(state["effnet._conv_stem.weight"], before["module.effnet._conv_stem.weight"])
     assert state["attention.cla.weight"].shape == (200, 1280, 1, 1)
+
+
+def test_a_model_of_another_size_is_told_what_the_file_is(released: Path):
+    config = ModelConfig(name="efficientnet_b2", pretrained=str(released))
+    with pytest.raises(ValueError, match="It is efficientnet_b0 with 1 heads for 3 classes."):
+        build_model(config, num_classes=3)
 
 
 def test_a_file_that_is_something_else_gets_one_line(
