@@ -49,8 +49,9 @@ class Stitch:
         if end > len(self._sums):
             grown = max(end, 2 * len(self._sums))
             sums, counts = np.zeros((grown, len(activity)), np.float32), np.zeros(grown, np.float32)
-            sums[: self._num_steps] = self._sums[: self._num_steps]
-            counts[: self._num_steps] = self._counts[: self._num_steps]
+            if self._num_steps:
+                sums[: self._num_steps] = self._sums[: self._num_steps]
+                counts[: self._num_steps] = self._counts[: self._num_steps]
             self._sums, self._counts = sums, counts
         self._sums[first_step:end] += activity.T
         self._counts[first_step:end] += 1
