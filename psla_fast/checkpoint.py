@@ -121,15 +121,15 @@ def save_safetensors(
 
     Tensors that share memory are written one by one. The file holds a checksum of its tensors besides.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     whole = {
         name: value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
     }
     config.unlink(missing_ok=True)  # it would tell of other weights
-    with replacing(weights) as temporary:
-        save_file(whole, temporary, {"format": "pt", "sha256_of_tensors": _hash_tensors(whole)})
+    # no other entry: their order would be another in each file
+    write_atomically(weights, save(whole, {"sha256_of_tensors": _hash_tensors(whole)}))
     plain = json.dumps({**card.to_plain(), "epoch": epoch}, indent=2, ensure_ascii=False)
     write_atomically(config, f"{plain}\n".encode())
 

@@ -109,6 +109,13 @@ def ensemble(arguments: list[str]) -> None:
     print("\n".join(lines))
 
 
+def export(arguments: list[str]) -> None:
+    """Export a checkpoint to another format."""
+    from psla_fast.commands.export import export as run_export
+
+    run_export(arguments)
+
+
 def train(arguments: list[str]) -> None:
     """Train on one rank; several need torchrun."""
     from psla_fast.train.__main__ import main as train_main
@@ -162,6 +169,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "import": (import_psla, "PSLA's official weights -> a checkpoint"),
     "average": (average, "checkpoints -> one with the mean of their weights"),
     "ensemble": (ensemble, "checkpoints or score files -> PSLA's ensemble summary"),
+    "export": (export, "checkpoint -> safetensors, the Hub's layout, ONNX, torch.export, int8 ONNX"),
 }
 
 

@@ -1,0 +1,85 @@
+"""ONNX: a traced scorer -> a model of one file that says what it takes and what its scores mean."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from psla_fast.checkpoint import Checkpoint
+from psla_fast.export.program import quiet
+
+OPSET = 20  # onnxruntime 1.17 and later read it
+MISSING = "needs the extra export: pip install 'psla-fast[export]'."
+
+
+def build_onnx(program: ExportedProgram, names: Sequence[str], checkpoint: Checkpoint) -> Any:
+    """Turn a program into an ONNX ModelProto with inputs of these names and the output `scores` (B, C).
+
+    Its metadata_props hold `class_names` and `class_mids` in the scores' order and `card`, all JSON. Raises
+    ValueError where the extra is missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"ONNX {MISSING}") from error
+    with torch.no_grad(), quiet():
+        exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    assert exported is not None
+    model = exported.model_proto
+    _rename(model.graph, list(names), ["scores"])
+    card = checkpoint.card
+    for key, value in {
+        "card": {**card.to_plain(), "epoch": checkpoint.epoch},
+        "class_names": list(card.classes.names),
+        "class_mids": list(card.classes.mids),
+    }.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, json.dumps(value, ensure_ascii=False)
+    model.producer_name = "psla_fast"
+    model.doc_string = f"{card.model.name}: {', '.join(names)} -> scores (batch, {len(card.classes)})"
+    return model
+
+
+def open_onnx(model: Path | bytes, num_threads: int = 0) -> Callable[..., Tensor]:
+    """Open a model in onnxruntime, on the CPU: a function of its inputs in their order; 0 threads: all cores.
+
+    Raises ValueError where the extra is missing.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ValueError(f"onnxruntime {MISSING}") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = num_threads, 3
+    source = model if isinstance(model, bytes) else str(model)
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+
+    def run(*inputs: Tensor) -> Tensor:
+        feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        return torch.from_numpy(session.run(["scores"], feed)[0])
+
+    return run
+
+
+def _rename(graph: Any, inputs: list[str], outputs: list[str]) -> None:
+    """Give inputs, outputs and their open dimensions names for people, and drop the inner values' shapes."""
+    del graph.value_info[:]
+    names = dict(zip([entry.name for entry in (*graph.input, *graph.output)], inputs + outputs, strict=True))
+    for entry in (*graph.input, *graph.output):
+        entry.name = names[entry.name]
+    for node in graph.node:
+        for values in (node.input, node.output):
+            for index, value in enumerate(values):
+                values[index] = names.get(value, value)
+    along = {"waveform": "samples", "fbank": "frames"}
+    for entry in (*graph.input, *graph.output):
+        dims = entry.type.tensor_type.shape.dim
+        dims[0].dim_param = "batch"
+        if entry.name in along:
+            dims[1].dim_param = along[entry.name]
