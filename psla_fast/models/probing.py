@@ -154,4 +154,4 @@ def _as_in_scoring(model: nn.Module) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """Give the start of what an error says, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:150].rstrip(".")

@@ -1,8 +1,13 @@
 """Any backbone of timm's, convolutional or a transformer with maps, as one-channel backbone of TaggerNet."""
 
+import contextlib
 import difflib
 import re
+import socket
+from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +19,7 @@ from psla_fast.models.tagger_net import Backbone, TaggerNet
 
 PREFIX = "timm:"
 MULTIPLES = (1, 2, 4, 8, 16, 32)  # of which some networks want height and width to be
-PROBED = 333  # frames
+PROBED = 321  # frames; one more than a multiple of each
 
 
 class TimmBackbone(nn.Module):
@@ -79,7 +84,8 @@ def _create(timm: Any, name: str, config: ModelConfig) -> Any:
     pretrained = config.pretrained == "imagenet"
     while True:
         try:
-            return timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=0, **options)
+            with _cache_alone_if_offline() if pretrained else contextlib.nullcontext():
+                return timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=0, **options)
         except TypeError as error:  # a network that knows nothing of an option
             _, found, names = str(error).partition("unexpected keyword argument")
             unknown = set(re.findall(r"'(\w+)'", names)) & options.keys() if found else set()
@@ -90,10 +96,28 @@ def _create(timm: Any, name: str, config: ModelConfig) -> Any:
         except Exception as error:  # of the hub's client, of the network, of a file that isn't whole
             if not pretrained:
                 raise ValueError(f"timm can't build {name} ({first_line(error)}).") from error
+            reason = first_line(error).partition(". ")[0]
             raise ValueError(
-                f"timm's weights of {name} can't be had ({first_line(error)}). Fetch them where there is a "
-                "network, and set HF_HOME to that cache; or use --model.pretrained none."
+                f"timm's weights of {name} can't be had ({reason}). Fetch them where there is a network and "
+                "set HF_HOME to that cache, or use --model.pretrained none."
             ) from error
+
+
+@contextlib.contextmanager
+def _cache_alone_if_offline() -> Iterator[None]:
+    """Where the Hub's name isn't known, let its client ask its cache alone: it would try for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        if not getproxies():
+            socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _fit(net: Any, name: str, num_mels: int) -> tuple[TimmBackbone, int]:
@@ -106,7 +130,7 @@ def _fit(net: Any, name: str, num_mels: int) -> tuple[TimmBackbone, int]:
             try:
                 num_features = _choose_maps(backbone, num_mels)
             except FAILURES as error:
-                reason = reason or first_line(error)
+                reason = first_line(error) if multiple == 1 else reason
                 continue
             _leave_out_unused(backbone, num_mels)
             return backbone, num_features

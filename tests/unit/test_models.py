@@ -9,15 +9,11 @@ import pytest
 import torch
 from efficientnet_pytorch import EfficientNet
 from torch import Tensor, nn
-from torch.nn import functional
 
 from psla_fast.models import (
-    AttentionPooling,
     ModelConfig,
-    Pooling,
     TaggerNet,
     build_model,
-    build_pooling,
     clean_state_dict,
     read_state_dict,
     register,
@@ -51,10 +47,6 @@ def build(config: ModelConfig, num_classes: int = 3, seed: int = 0) -> TaggerNet
 def build_on_meta(config: ModelConfig, num_classes: int) -> nn.Module:
     with torch.device("meta"):
         return build_model(config, num_classes)
-
-
-def pooling_of(num_heads: int) -> Pooling:
-    return build_pooling(ModelConfig(num_heads=num_heads), num_features=6, num_classes=3)
 
 
 def scores_of(model: nn.Module, fbank: Tensor) -> Tensor:
@@ -107,104 +99,6 @@ def test_the_heads_have_the_official_state_dict_names() -> None:
     assert state["attention.att.2.weight"].shape == (3, 1280, 1, 1)
     assert state["attention.head_weight"].tolist() == [0.25] * 4
     assert not any("_fc" in name for name in state)
-
-
-@pytest.mark.parametrize("num_heads", [0, 1, 2, 4])
-def test_pooling_is_pslas_formula(num_heads: int) -> None:
-    torch.manual_seed(num_heads)
-    pooling = pooling_of(num_heads)
-    for parameter in pooling.parameters():
-        nn.init.normal_(parameter, std=3.0)  # wide enough that the clamp of att matters
-    features = 3 * normal(4, 6, 9)
-    state = pooling.state_dict()
-
-    def sigmoid_of(part: str) -> Tensor:
-        weight, bias = state[f"{part}.weight"].squeeze(-1), state[f"{part}.bias"]
-        return functional.conv1d(features, weight, bias).sigmoid()
-
-    if num_heads == 0:
-        expected = sigmoid_of("cla").mean(dim=2)
-    else:
-        expected = torch.zeros(4, 3)
-        for head in range(num_heads):
-            suffix = f".{head}" if num_heads > 1 else ""
-            attention = sigmoid_of(f"att{suffix}").clamp(1e-7, 1 - 1e-7)
-            pooled = (attention / attention.sum(dim=2, keepdim=True) * sigmoid_of(f"cla{suffix}")).sum(dim=2)
-            expected += pooled * (state["head_weight"][head] if num_heads > 1 else 1)
-    assert torch.allclose(pooling(features), expected, atol=1e-6)
-
-
-def test_pooling_stays_in_float32_under_autocast() -> None:
-    pooling, features = AttentionPooling(6, 3, 4), normal(4, 6, 9)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        scores = pooling(features)
-    assert scores.dtype == torch.float32
-    assert torch.equal(scores, pooling(features))
-
-
-# --- masked padding ---
-
-NUM_STEPS = torch.tensor([9, 5, 1, 0])
-
-
-def wide_pooling(num_heads: int) -> Pooling:
-    """Six features, three classes, weights wide enough that every step counts."""
-    torch.manual_seed(num_heads)
-    pooling = pooling_of(num_heads)
-    for parameter in pooling.parameters():
-        nn.init.normal_(parameter)
-    return pooling
-
-
-def behind(num_steps: Tensor, features: Tensor) -> Tensor:
-    """(B, D, T'): the features that masking leaves out."""
-    left_out = torch.arange(features.shape[2]) >= num_steps.clamp(min=1)[:, None]
-    return left_out[:, None].expand_as(features)
-
-
-@pytest.mark.parametrize("num_heads", [0, 1, 4])
-def test_whatever_lies_behind_a_clips_steps_its_pooled_scores_are_those_of_the_clip_alone(
-    num_heads: int,
-) -> None:
-    pooling, features = wide_pooling(num_heads), normal(4, 6, 9)
-    scores = pooling(features, NUM_STEPS)
-    for garbage in (0.0, 1e4, -3e38, 3e38, torch.inf, torch.nan):
-        assert torch.equal(
-            pooling(features.masked_fill(behind(NUM_STEPS, features), garbage), NUM_STEPS), scores
-        )
-    for clip, steps in enumerate(NUM_STEPS.clamp(min=1).tolist()):
-        assert torch.allclose(scores[clip], pooling(features[clip : clip + 1, :, :steps])[0], atol=1e-6)
-    assert (scores - pooling(features))[1:].abs().max() > 1e-2, "all steps give other scores"
-
-
-@pytest.mark.parametrize("num_heads", [0, 1, 4])
-@pytest.mark.parametrize("num_steps", [7, 33])
-def test_a_mask_of_full_length_changes_no_bit(num_heads: int, num_steps: int) -> None:
-    pooling, features = wide_pooling(num_heads), normal(4, 6, num_steps)
-    for count in (num_steps, num_steps + 5):
-        assert torch.equal(pooling(features, torch.full((4,), count)), pooling(features))
-
-
-@pytest.mark.parametrize("num_heads", [0, 1, 4])
-@pytest.mark.parametrize("garbage", [1.0, 3e38])
-def test_no_gradient_reaches_what_lies_behind_a_clips_steps(num_heads: int, garbage: float) -> None:
-    pooling, features = wide_pooling(num_heads), normal(4, 6, 9)
-    left_out = behind(NUM_STEPS, features)
-    features = features.masked_fill(left_out, garbage).requires_grad_()
-    (pooling(features, NUM_STEPS) * normal(4, 3, seed=1)).sum().backward()
-    assert (features.grad[left_out] == 0).all()
-    assert (features.grad[~left_out] != 0).all()
-    assert all(torch.isfinite(parameter.grad).all() for parameter in pooling.parameters())
-
-
-@pytest.mark.parametrize("num_heads", [0, 1, 4])
-def test_compiled_masked_pooling_gives_the_eager_scores_for_any_length(num_heads: int) -> None:
-    torch.compiler.reset()
-    pooling = wide_pooling(num_heads)
-    compiled = torch.compile(pooling, backend="aot_eager", fullgraph=True)
-    for steps in (9, 12, 17):
-        features = normal(4, 6, steps)
-        assert torch.allclose(compiled(features, NUM_STEPS), pooling(features, NUM_STEPS), atol=1e-6)
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "asymmetric"])
@@ -289,6 +183,18 @@ def test_drop_connect_and_batch_norm_momentum_are_what_the_config_says() -> None
     assert not torch.equal(scores_of(dropping, fbank), scores_of(dropping, fbank))
 
 
+def test_dropout_zeroes_its_share_of_the_features_in_training_alone() -> None:
+    model, fbank, seen = build(replace(B0, dropout=0.4, drop_connect=0.0)), normal(2, 64, 128), []
+    model.attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features = model.features(fbank).detach()
+    assert torch.equal(scores_of(model, fbank), scores_of(model, fbank))
+    assert torch.equal(seen[0], features)
+    scores_of(model.train(), fbank)
+    dropped = (seen[-1] == 0).float().mean()
+    assert 0.3 < dropped < 0.5
+    assert not torch.equal(scores_of(model, fbank), scores_of(model, fbank))
+
+
 # torch 2.11's own tracing of autograd functions warns of itself
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*:DeprecationWarning")
 def test_a_model_compiles_to_one_graph_for_training_and_for_scoring() -> None:
@@ -356,7 +262,13 @@ def test_a_registered_model_is_built_by_its_name(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_heads", -1), ("drop_connect", 1.0), ("drop_connect", -0.1), ("batch_norm_momentum", 0.0)],
+    [
+        ("num_heads", -1),
+        ("drop_connect", 1.0),
+        ("drop_connect", -0.1),
+        ("dropout", 1.0),
+        ("batch_norm_momentum", 0.0),
+    ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_flag(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"model.{field} is {value}"):

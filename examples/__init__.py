@@ -1,0 +1,1 @@
+"""Examples of what a user adds to psla_fast."""
