@@ -3,7 +3,7 @@
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from itertools import chain
@@ -83,7 +83,7 @@ def read_waveform(
     return prepare_waveform(waveform, rate, sample_rate, what)
 
 
-def stream_waveform(file: Path | bytes, sample_rate: int = 16000) -> Iterator[Waveform]:
+def stream_waveform(file: Path | bytes, sample_rate: int = 16000) -> Generator[Waveform, None, None]:
     """Read a file, or a file's bytes, as mono blocks (samples,) at `sample_rate`: in constant memory.
 
     Joined and centred, the blocks are what `read_waveform` gives. Each is decoded when it is asked for, so
@@ -96,7 +96,7 @@ def stream_waveform(file: Path | bytes, sample_rate: int = 16000) -> Iterator[Wa
 
 def stream_blocks(
     blocks: Iterable[Waveform], source_rate: int, sample_rate: int, what: str
-) -> Iterator[Waveform]:
+) -> Generator[Waveform, None, None]:
     """Resample mono blocks (samples,) of one sound as they come; `what` names it in messages.
 
     Raises AudioError for what `prepare_waveform` refuses; empty, silent or dc_only after the last block.
@@ -111,7 +111,7 @@ def stream_blocks(
 
 def resample_blocks(
     blocks: Iterable[Waveform], source_rate: int, sample_rate: int, what: str
-) -> Iterator[Waveform]:
+) -> Generator[Waveform, None, None]:
     """Resample mono blocks (samples,) as they come, by soxr (HQ), whatever they hold but numbers.
 
     What soxr still holds comes last. Raises AudioError with reason undecodable or non_finite.

@@ -116,6 +116,13 @@ def export(arguments: list[str]) -> None:
     run_export(arguments)
 
 
+def tag(arguments: list[str]) -> None:
+    """Tag audio with a checkpoint."""
+    from psla_fast.commands.tag import tag as run_tag
+
+    run_tag(arguments)
+
+
 def train(arguments: list[str]) -> None:
     """Train on one rank; several need torchrun."""
     from psla_fast.train.__main__ import main as train_main
@@ -169,6 +176,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "import": (import_psla, "PSLA's official weights -> a checkpoint"),
     "average": (average, "checkpoints -> one with the mean of their weights"),
     "ensemble": (ensemble, "checkpoints or score files -> PSLA's ensemble summary"),
+    "tag": (tag, "audio files, folders, or raw PCM on stdin -> top classes: text, JSON, CSV, timeline"),
     "export": (export, "checkpoint -> safetensors, the Hub's layout, ONNX, torch.export, int8 ONNX"),
 }
 

@@ -1,18 +1,22 @@
-"""Plots: a clip's fbank, and a split's class counts and clip lengths, as PNG files."""
+"""Plots: a clip's fbank, its classes over time, and a split's class counts and clip lengths, as PNG files."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from psla_fast.classes import Classes
 from psla_fast.files import replacing
-from psla_fast.shards.index import SplitStatistics
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+    from psla_fast.shards.index import SplitStatistics
 
 NAMED_CLASSES = 60  # more names than that can't be read
 
@@ -23,14 +27,38 @@ def plot_fbank(path: Path, fbank: npt.NDArray[np.float32], frame_shift_ms: float
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.add_subplot()
-    extent = (0.0, len(fbank) * frame_shift_ms / 1000, 0.0, float(fbank.shape[1]))
-    picture = axes.imshow(fbank.T, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
+    picture = _draw_strip(axes, Strip(fbank, frame_shift_ms / 1000))
     axes.set(xlabel="seconds", ylabel="mel bin", title=_plain(textwrap.fill(title, 110, max_lines=3)))
     figure.colorbar(picture, label="log-mel")
     _save(figure, path)
 
 
-def plot_split(folder: Path, statistics: SplitStatistics, classes: Classes, frame_shift_ms: float) -> None:
+class Strip(NamedTuple):
+    """Values (T, rows) over time, a column each step_seconds."""
+
+    values: npt.NDArray[np.float32]
+    step_seconds: float
+
+
+def plot_timeline(path: Path, fbank: Strip, activity: Strip, names: Sequence[str], title: str) -> None:
+    """Draw log-mels (T, F), and below them classes' activity (T', K) with a name each, the first on top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2 + 0.28 * len(names)), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 0.28 * len(names)))
+    picture = _draw_strip(upper, fbank)
+    upper.set(ylabel="mel bin", title=_plain(textwrap.fill(title, 110, max_lines=3)))
+    figure.colorbar(picture, label="log-mel", pad=0.01)
+    heat = _draw_strip(lower, activity._replace(values=activity.values[:, ::-1]))
+    heat.set_clim(0.0, 1.0)
+    lower.set_yticks(np.arange(len(names)) + 0.5, [_plain(name)[:40] for name in reversed(names)], fontsize=8)
+    lower.set_xlabel("seconds")
+    lower.set_xlim(0.0, max(len(strip.values) * strip.step_seconds for strip in (fbank, activity)))
+    figure.colorbar(heat, label="activity", pad=0.01)
+    _save(figure, path)
+
+
+def plot_split(folder: Path, statistics: "SplitStatistics", classes: Classes, frame_shift_ms: float) -> None:
     """Draw FOLDER/class_counts.png and FOLDER/clip_lengths.png."""
     from matplotlib.figure import Figure
 
@@ -63,6 +91,12 @@ def plot_split(folder: Path, statistics: SplitStatistics, classes: Classes, fram
     )
     axes.legend()
     _save(figure, folder / "clip_lengths.png")
+
+
+def _draw_strip(axes: "Axes", strip: Strip) -> "AxesImage":
+    columns, rows = strip.values.shape
+    extent = (0.0, columns * strip.step_seconds, 0.0, float(rows))
+    return axes.imshow(strip.values.T, origin="lower", aspect="auto", extent=extent, interpolation="nearest")
 
 
 def _plain(text: str) -> str:

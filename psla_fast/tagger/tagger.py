@@ -3,7 +3,7 @@
 # C classes, T time steps of the model
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Self, TypeVar, overload
 
@@ -84,7 +84,9 @@ class Tagger:
         taggings = [_or_raise(result) for result in self.stream(sounds, sample_rate)]
         return taggings[0] if _is_single(sounds) else taggings
 
-    def stream(self, sounds: Sound | Sequence[Sound], sample_rate: int = 0) -> Iterator[Tagging | Failure]:
+    def stream(
+        self, sounds: Sound | Sequence[Sound], sample_rate: int = 0
+    ) -> Generator[Tagging | Failure, None, None]:
         """Tag sounds in order, each as soon as it is scored; threads decode the next ones meanwhile.
 
         A sound that can't be tagged gives its Failure. Close the iterator to stop early.
@@ -102,13 +104,15 @@ class Tagger:
 
     def stream_timelines(
         self, sounds: Sound | Sequence[Sound], sample_rate: int = 0
-    ) -> Iterator[Timeline | Failure]:
+    ) -> Generator[Timeline | Failure, None, None]:
         """Give sounds' timelines as `stream` gives taggings; a timeline's memory grows with its sound."""
         self.scorer.check_activity()
         for result in self._run(find_recordings(sounds, sample_rate), with_activity=True):
             yield result.timeline() if isinstance(result, _Progress) else result
 
-    def _run(self, recordings: Sequence[Recording], with_activity: bool) -> Iterator["_Progress | Failure"]:
+    def _run(
+        self, recordings: Sequence[Recording], with_activity: bool
+    ) -> Generator["_Progress | Failure", None, None]:
         """Score the windows of all recordings in batches; give each recording when its last one is scored."""
         waiting: deque[_Progress] = deque()
         pending: list[tuple[_Progress, Window]] = []
