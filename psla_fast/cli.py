@@ -109,6 +109,13 @@ def ensemble(arguments: list[str]) -> None:
     print("\n".join(lines))
 
 
+def serve(arguments: list[str]) -> None:
+    """Serve a checkpoint as a web page."""
+    from psla_fast.commands.serve import serve as run_serve
+
+    run_serve(arguments)
+
+
 def export(arguments: list[str]) -> None:
     """Export a checkpoint to another format."""
     from psla_fast.commands.export import export as run_export
@@ -177,6 +184,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "average": (average, "checkpoints -> one with the mean of their weights"),
     "ensemble": (ensemble, "checkpoints or score files -> PSLA's ensemble summary"),
     "tag": (tag, "audio files, folders, or raw PCM on stdin -> top classes: text, JSON, CSV, timeline"),
+    "serve": (serve, "checkpoint -> a web page that tags recordings, and the same as JSON"),
     "export": (export, "checkpoint -> safetensors, the Hub's layout, ONNX, torch.export, int8 ONNX"),
 }
 
