@@ -13,7 +13,10 @@ from psla_fast.checkpoint import Card, Checkpoint
 from psla_fast.distributed import DeviceName, start_world
 from psla_fast.evaluate import Precision, autocast, resolve_precision
 from psla_fast.models import use_channels_last
+from psla_fast.tagger.folding import fold_batch_norms
 from psla_fast.tagger.windows import Cut, Window
+
+EXAMPLE_FRAMES = 128  # on which BatchNorms are found; enough for any EfficientNet
 
 
 class Scored(NamedTuple):
@@ -31,7 +34,7 @@ class Scorer:
         self.card: Card = checkpoint.card
         self.device = start_world(device).device
         self.precision = resolve_precision(precision, self.device)
-        self.model: nn.Module = checkpoint.build().to(self.device)
+        self.model = _make_fast(checkpoint).to(self.device)
         use_channels_last(self.model)
 
     @property
@@ -73,10 +76,21 @@ class Scorer:
                 return [Scored(scores, None) for scores in self.model(x, *lengths).float().cpu()]
             network: Any = self.model
             scores, activity = (part.float().cpu() for part in network.forward_with_activity(x, *lengths))
-            grid = network.time_grid
-        steps = [max(1, min(activity.shape[2], (n + grid.rounding) // grid.stride)) for n in counts]
-        return [Scored(*row) for row in zip(scores, map(_first, activity, steps), strict=True)]
+        steps = [
+            -(-count // self.step_frames) for count in counts
+        ]  # begun; the last may be the next window's
+        return [
+            Scored(row, course[:, :num_steps])
+            for row, course, num_steps in zip(scores, activity, steps, strict=True)
+        ]
 
 
-def _first(activity: Tensor, num_steps: int) -> Tensor:
-    return activity[:, :num_steps]
+def _make_fast(checkpoint: Checkpoint) -> nn.Module:
+    """Build the model, its BatchNorms folded where that can be."""
+    card = checkpoint.card
+    num_frames = max(card.input.buckets or (card.input.clip_frames,))
+    if card.model.name.startswith("efficientnet"):
+        num_frames = EXAMPLE_FRAMES
+    example = torch.zeros(1, num_frames, card.input.num_mels)
+    example[:, ::3, ::5] = 1.0  # not the same everywhere
+    return fold_batch_norms(checkpoint.build(), example)
