@@ -39,7 +39,7 @@ def build_own(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Module
 def _find_class(name: str) -> type[nn.Module]:
     """Import PACKAGE.MODULE, from the current folder too, and give its CLASS."""
     module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name.isidentifier():
+    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
         raise ValueError(f"model {name!r} is no PACKAGE.MODULE:CLASS, for instance my_nets.small:SmallNet.")
     here = str(Path.cwd())
     if "" not in sys.path and here not in sys.path:

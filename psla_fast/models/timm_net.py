@@ -65,6 +65,10 @@ def build_timm(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Modul
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3) or ["resnet18"]
         raise ValueError(f"timm has no model {name!r}. Did you mean '{PREFIX}{close[0]}'?")
+    if config.pretrained == "imagenet" and not timm.is_model_pretrained(name):
+        known = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        way = f"It has {', '.join(known[:3])}." if known else "Use --model.pretrained none."
+        raise ValueError(f"timm has no weights of {name}. {way}")
     net = _create(timm, name, config)
     for module in net.modules():
         if isinstance(module, _BatchNorm):
@@ -110,7 +114,7 @@ def _cache_alone_if_offline() -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     try:
-        if not getproxies():
+        if not before and not getproxies():
             socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
     except OSError:
         constants.HF_HUB_OFFLINE = True

