@@ -9,7 +9,16 @@ import numpy.typing as npt
 import pytest
 import soundfile
 
-from psla_fast.audio import AudioError, prepare_waveform, read_duration, read_waveform
+from psla_fast.audio import (
+    AudioError,
+    centre,
+    prepare_waveform,
+    read_duration,
+    read_waveform,
+    resample_blocks,
+    stream_blocks,
+    stream_waveform,
+)
 
 Waveform = npt.NDArray[np.float64]
 
@@ -430,3 +439,55 @@ def test_a_flac_cut_at_any_byte_is_undecodable() -> None:
     for length in range(100, len(content) - 1):  # between two frames libsndfile sees nothing wrong
         with pytest.raises(AudioError, match="cut short|lost sync"):
             read_waveform(content[:length])
+
+
+@pytest.mark.parametrize(("format", "subtype"), FORMATS)
+@pytest.mark.parametrize("rate", [8000, 16000, 48000])
+def test_streamed_blocks_are_the_waveform_but_for_its_mean(format: str, subtype: str, rate: int) -> None:
+    content = encode(np.stack([noise(600_001, 1), noise(600_001, 2)], axis=1), rate, format, subtype)
+    blocks = list(stream_waveform(content))
+    assert len(blocks) > 2
+    assert np.array_equal(centre(np.concatenate(blocks)), read_waveform(content))
+
+
+@pytest.mark.parametrize("size", [1, 100, 44100])
+def test_resampling_in_blocks_is_resampling(size: int) -> None:
+    audio = noise(3000 if size == 1 else 100_000).astype(np.float32)
+    blocks = (audio[start : start + size] for start in range(0, len(audio), size))
+    whole = np.concatenate(list(resample_blocks(blocks, 44100, 16000, "x")))
+    assert np.abs(centre(whole) - prepare_waveform(audio, 44100, 16000, "x")).max() < 1e-6
+
+
+def test_streaming_starts_before_a_file_is_read_whole(tmp_path: Path) -> None:
+    content = encode(noise(2_000_000), 16000, "WAV", "FLOAT")
+    (tmp_path / "a.wav").write_bytes(content[:-3_000_000] + b"\xff" * 3_000_000)  # NaNs
+    stream = stream_waveform(tmp_path / "a.wav")
+    assert len(next(stream)) == 1 << 19
+    with pytest.raises(AudioError, match="non_finite"):
+        list(stream)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(0.0, "silent"), (0.25, "dc_only"), (np.nan, "non_finite"), (1e30, "non_finite")]
+)
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_stream_of_one_value_fails_at_its_end(value: float, reason: str, rate: int) -> None:
+    with pytest.raises(AudioError) as caught:
+        list(stream_blocks([np.full(1000, value, np.float32)] * 3, rate, 16000, "x"))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("blocks", [[], [np.empty(0, np.float32)], [np.ones(2, np.float32) * (-1, 1)]])
+def test_a_stream_without_a_sample_is_empty(blocks: list[Waveform]) -> None:
+    with pytest.raises(AudioError, match="empty: x"):
+        list(stream_blocks([block.astype(np.float32) for block in blocks], 192000, 16000, "x"))
+
+
+def test_a_file_that_is_not_there_fails_when_it_is_streamed(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="missing_audio"):
+        next(stream_waveform(tmp_path / "a.wav"))
+
+
+def test_pyav_streams_what_it_reads(tmp_path: Path) -> None:
+    path = write_av(tmp_path / "a.m4a", "aac", np.stack([sine(440, 2, 48000)] * 2, axis=1), 48000)
+    assert np.array_equal(centre(np.concatenate(list(stream_waveform(path)))), read_waveform(path))
