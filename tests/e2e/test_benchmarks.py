@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("stream", {"indexed/upstream", "indexed/pread"}),
         ("stream_device", {"indexed/one batch", "webdataset/one batch"}),
         ("scale", {"reads, 2M clips/pread"}),
+        ("tag", {"ours/upstream", "ours/model alone"}),
         ("step", {"b0@64 ours/upstream", "b0@64 ours/roofline", "buckets, equal frames / padded"}),
     ],
 )
