@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from psla_fast.commands.enhance import enhance_labels
 from psla_fast.commands.import_psla import import_psla
 from psla_fast.commands.pack import pack
 from psla_fast.commands.verify import verify
@@ -26,7 +27,9 @@ class EvaluateCommand:
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CKPT")]
     """A file of RUN/checkpoints."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """A packed split, for instance SHARDS/eval, or its URL."""
+    """A packed split, for instance SHARDS/eval, or its URL; with --split the folder of the splits."""
+    split: str = ""
+    """Name of the split in DATA, for instance train; none: DATA is one."""
     out: Path = Path("scores.h5")
     """Score file to write: HDF5 with key, scores and targets."""
     batch_size: int = 32
@@ -41,11 +44,13 @@ def evaluate(arguments: list[str]) -> None:
     """Evaluate a checkpoint on a split."""
     command = parse_flags(EvaluateCommand, arguments, "psla-fast evaluate")
     from psla_fast.evaluate import evaluate_checkpoint, save_evaluation
+    from psla_fast.shards import join
 
+    data = join(command.data, command.split) if command.split else command.data
     if command.out.is_dir() or not command.out.resolve().parent.is_dir():
         raise ValueError(f"--out {command.out} can't be written: give a file in a folder that is there.")
     result = evaluate_checkpoint(
-        command.checkpoint, command.data, command.batch_size, command.precision, command.device
+        command.checkpoint, data, command.batch_size, command.precision, command.device
     )
     save_evaluation(command.out, result)
     metrics = result.metrics
@@ -181,6 +186,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "train": (train, "shards -> a run folder with checkpoints, scores and PSLA's result files"),
     "evaluate": (evaluate, "checkpoint + shards -> mAP, AUC, d-prime and a score file"),
     "import": (import_psla, "PSLA's official weights -> a checkpoint"),
+    "enhance": (enhance_labels, "scores + labels + ontology -> label sets with what annotators missed"),
     "average": (average, "checkpoints -> one with the mean of their weights"),
     "ensemble": (ensemble, "checkpoints or score files -> PSLA's ensemble summary"),
     "tag": (tag, "audio files, folders, or raw PCM on stdin -> top classes: text, JSON, CSV, timeline"),

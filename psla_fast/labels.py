@@ -1,13 +1,14 @@
 """Label tables: a list of keys and mids -> the labels of clips, which training may take in the shards' stead.
 
-Either a CSV with the columns key,mids (a1B2,"/m/09x0r,/m/04rlf"), or a PSLA datafile, whose key is the stem
-of its wav.
+Either a CSV of key and mids (a1B2,"/m/09x0r,/m/04rlf"), with the header key,mids or none, or a PSLA datafile,
+whose key is the stem of its wav.
 """
 
 # N clips, C classes
 
+import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from psla_fast.classes import Classes, shorten
+from psla_fast.files import replacing
 from psla_fast.shards import Shards
 from psla_fast.shards.spec import make_key
 from psla_fast.sources import read_label_rows
-from psla_fast.sources.rows import read_columns
+from psla_fast.sources.rows import get_stem, read_columns, read_rows
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class LabelTable:
     keys: list[str]
     indptr: npt.NDArray[np.int64]
     indices: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """Give the number of clips N."""
+        return len(self.keys)
+
+    def labels(self, row: int) -> npt.NDArray[np.int32]:
+        """Give a clip's class indices."""
+        return self.indices[self.indptr[row] : self.indptr[row + 1]]
 
 
 def read_labels(path: Path, classes: Classes) -> LabelTable:
@@ -71,8 +81,36 @@ def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
     if path.suffix.lower() == ".json":
         yield from read_label_rows(path)
         return
-    for _, (key, mids) in read_columns(path, ("key", "mids")):
-        yield key.strip(), [mid.strip() for mid in mids.split(",") if mid.strip()]
+    _, first = next(read_rows(path), (0, [""]))
+    bare = len(first) == 2 and first[1].startswith("/")  # a row of mids, no header
+    rows = read_rows(path) if bare else read_columns(path, ("key", "mids"))
+    for line, cells in rows:
+        if len(cells) != 2:
+            raise ValueError(f"{path}, line {line}: got {len(cells)} cells, expected a key and its mids.")
+        yield cells[0].strip(), [mid.strip() for mid in cells[1].split(",") if mid.strip()]
+
+
+def write_labels(path: Path, table: LabelTable, classes: Classes) -> None:
+    """Write a label table as CSV (key,mids), which `read_labels` reads back."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["key", "mids"])
+        for row, key in enumerate(table.keys):
+            writer.writerow([key, ",".join(classes.mids[label] for label in table.labels(row))])
+
+
+def write_datafile(path: Path, table: LabelTable, classes: Classes, wavs: Iterable[str]) -> None:
+    """Write a label table as a PSLA datafile, of which wavs are the paths.
+
+    A wav whose stem isn't its clip's key, by which `read_labels` knows it, is written as KEY and its suffix.
+    """
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write('{"data": [')
+        for row, (key, wav) in enumerate(zip(table.keys, wavs, strict=True)):
+            named = wav if make_key(get_stem(wav)) == key else key + Path(wav).suffix
+            mids = ",".join(classes.mids[label] for label in table.labels(row))
+            file.write(("," if row else "") + "\n" + json.dumps({"wav": named, "labels": mids}))
+        file.write("\n]}\n")
 
 
 def replace_labels(shards: Shards, table: LabelTable) -> None:

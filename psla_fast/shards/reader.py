@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import resource
@@ -25,6 +26,7 @@ from psla_fast.shards.spec import FORMAT_VERSION, TAR_BLOCK, ShardError, Storage
 from psla_fast.shards.sums import hash_file, read_sums
 from psla_fast.shards.transports import is_remote, join
 
+SOURCES_AT_ONCE = 65_536
 ATTRIBUTES = {"fbank", "dtype", "scale", "offset", "mean", "std", "classes", "fingerprint"}
 
 
@@ -111,6 +113,16 @@ class Shards:
                 first, end = file[f"{column}_indptr"][clip_id : clip_id + 2]
                 texts.append(file[column][first:end].tobytes().decode(errors="replace"))
         return texts[0], texts[1]
+
+    def read_sources(self) -> Iterator[str]:
+        """Read where each clip's audio lay, relative to the data set, in the order of the clip ids."""
+        with h5py.File(self.folder / "index.h5", "r") as file:
+            bounds = file["source_indptr"][:].tolist()
+            for start in range(0, len(self), SOURCES_AT_ONCE):
+                piece = bounds[start : start + SOURCES_AT_ONCE + 1]
+                text = file["source"][piece[0] : piece[-1]].tobytes()
+                for first, end in itertools.pairwise(piece):
+                    yield text[first - piece[0] : end - piece[0]].decode(errors="replace")
 
     def labels(self, clip_id: int) -> npt.NDArray[np.int32]:
         """Give the class indices of a clip, ascending."""

@@ -2,7 +2,7 @@
 
 from psla_fast.sources.audioset import read_audioset
 from psla_fast.sources.base import Split
-from psla_fast.sources.datafile import read_datafile, read_label_rows
+from psla_fast.sources.datafile import read_datafile, read_label_rows, read_wavs
 from psla_fast.sources.esc50 import read_esc50
 from psla_fast.sources.folder import read_folder
 from psla_fast.sources.fsd50k import read_fsd50k
@@ -20,4 +20,5 @@ __all__ = [
     "read_hdf5_waveform",
     "read_label_rows",
     "read_table",
+    "read_wavs",
 ]

@@ -41,6 +41,12 @@ def read_label_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
         yield get_stem(wav), [mid.strip() for mid in labels.split(",") if mid.strip()]
 
 
+def read_wavs(path: Path) -> Iterator[str]:
+    """Yield the wav of each row of a datafile. Raises ValueError as `read_datafile` does."""
+    for wav, _ in _read_data(path):
+        yield wav
+
+
 class _Reader:
     """A datafile being parsed: gives its bytes without a BOM, and knows the row for messages.
 

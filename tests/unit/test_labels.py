@@ -30,7 +30,8 @@ def test_a_csv_and_a_datafile_of_the_same_labels_are_the_same_table(tmp_path: Pa
     (tmp_path / "t.csv").write_text('key,mids\nx,"/m/c,/m/a"\n"a b",/m/b\nz,\n')
     data = [{"wav": "/w/x.wav", "labels": "/m/c,/m/a"}, {"wav": "a b.wav", "labels": "/m/b"}]
     (tmp_path / "t.json").write_text(json.dumps({"data": [*data, {"wav": "z.wav", "labels": ""}]}))
-    tables = [read_labels(tmp_path / name, CLASSES) for name in ("t.csv", "t.json")]
+    (tmp_path / "bare.csv").write_text((tmp_path / "t.csv").read_text().partition("\n")[2])
+    tables = [read_labels(tmp_path / name, CLASSES) for name in ("t.csv", "t.json", "bare.csv")]
     for table in tables:
         assert table.keys[0] == "x"
         assert table.keys[1].startswith("a_b-")  # the packer's key of that name
