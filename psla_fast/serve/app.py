@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from psla_fast.serve.guard import Guard, Hosts
 from psla_fast.serve.limits import Limits, Refusal
 from psla_fast.serve.tagging import Desk
-from psla_fast.serve.uploads import Upload, linger, receive_upload
+from psla_fast.serve.uploads import Upload, receive_upload
 from psla_fast.tagger import Tagger
 
 PAGE = {
@@ -116,8 +116,6 @@ async def _tag(request: Request) -> Response:
     except ClientDisconnect:
         return _error(400, "The upload was broken off.")  # nobody reads it
     except Refusal as refusal:
-        if refusal.status < 500 or refusal.status == 503:
-            await linger(request)
         return _error(refusal.status, str(refusal))
 
 

@@ -13,6 +13,7 @@ from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 10.0
+DROP_SECONDS = 5.0
 SEND_SECONDS = 30.0
 END_SECONDS = 5  # that running requests have at the end
 MOST_CONNECTIONS = 512
@@ -21,9 +22,14 @@ log = logging.getLogger("psla_fast.serve")
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP/1.1 that ends connections whose request's head doesn't come, or whose answer isn't taken."""
+    """HTTP/1.1 that ends connections whose request doesn't come or doesn't end, or whose answer isn't taken.
+
+    What is sent after an answer is dropped for a while: closed at once, the connection would be reset, and
+    the client would never read why it was refused.
+    """
 
     head_seconds = HEAD_SECONDS
+    drop_seconds = DROP_SECONDS
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,10 +43,11 @@ class PatientProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take data; a request's head has to be complete a while after its first byte."""
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
+        is_dropping = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+        if not is_dropping and self.conn.their_state is not h11.IDLE:
             self._go_on()
         elif self._deadline is None:
-            self._end_in(self.head_seconds)
+            self._end_in(self.drop_seconds if is_dropping else self.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the deadline."""

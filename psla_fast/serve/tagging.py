@@ -82,7 +82,11 @@ class Desk:
         if timeline is not None:
             content["timeline"] = _plain_timeline(timeline, top)
             if with_picture:
-                content["picture"] = _plain_picture(timeline)
+                fbank = self.tagger.card.fbank
+                content["picture"] = _plain_picture(timeline) | {
+                    "low_hz": fbank.low_freq,
+                    "high_hz": fbank.sample_rate / 2,
+                }
         return json.dumps(content, allow_nan=False).encode()
 
     def _tag(self, waveform: Waveform) -> tuple[Timeline | None, Tagging]:
@@ -150,7 +154,7 @@ def _explain(error: AudioError, path: str) -> str:
     if error.reason in SENTENCES:
         return SENTENCES[error.reason]
     detail = str(error).removeprefix(f"{error.reason}: ").replace(f"{path}: ", "").replace(path, "it")
-    detail = " ".join(detail.split()).rstrip(".")[:200]
+    detail = " ".join(detail.split()).removeprefix("Error : ").rstrip(".")[:200]
     return f"This can't be read as audio ({detail}). Choose a {FORMATS} file."
 
 

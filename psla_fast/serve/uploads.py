@@ -15,7 +15,6 @@ from psla_fast.serve.limits import Limits, Refusal
 FLUSH_BYTES = 1 << 18
 FRAMING_BYTES = 1 << 16  # of a multipart body, around its file
 GRACE_SECONDS = 20.0
-LINGER_SECONDS = 2.0
 MOST_NAME = 200
 HOW = "Send one file as the field 'file' of a form, or the bytes themselves as audio/*."
 RAW_TYPES = ("", "application/octet-stream", "application/ogg", "video/mp4", "video/webm")
@@ -52,22 +51,6 @@ async def receive_upload(request: Request, limits: Limits) -> Upload:
         file.close()
         raise
     return Upload(form.name if form else "recording", file)
-
-
-async def linger(request: Request) -> None:
-    """Take in and drop what a client still sends, for a moment, so that it reads why it was refused.
-
-    (A connection that is closed on unread data is reset, and the answer is lost.)
-    """
-    if request.headers.get("expect", "").lower() == "100-continue":
-        return
-    try:
-        async with asyncio.timeout(LINGER_SECONDS):
-            while (message := await request.receive())["type"] == "http.request":
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return
 
 
 def _open_form(request: Request) -> "_Form | None":

@@ -1,6 +1,6 @@
 // The page: takes a recording, sends it, shows the answer. All names are set as text, never as HTML.
 
-import { Chart, clock } from "/chart.js";
+import { Chart, clock, readable } from "/chart.js";
 import { needsBrowser, startRecording, toWav } from "/sound.js";
 
 const $ = (id) => document.getElementById(id);
@@ -104,7 +104,7 @@ function show(answer, file) {
   offer("json", `${stem}.json`, `${JSON.stringify(plain, null, 1)}\n`, "application/json");
   offer("csv", `${stem}.csv`, toCsv(answer), "text/csv");
   const best = answer.top[0];
-  say(`Done: ${best.name}, ${best.score.toFixed(2)}`);
+  say(`Done: ${readable(best.name)}, ${best.score.toFixed(2)}`);
   $("result").scrollIntoView({ block: "nearest" });
 }
 
@@ -125,7 +125,7 @@ function showClasses(answer) {
     const item = document.createElement("li");
     const [label, score, bar, fill] = ["span", "span", "div", "div"].map((tag) => document.createElement(tag));
     label.className = "label";
-    label.textContent = entry.name;
+    label.textContent = readable(entry.name);
     label.title = entry.mid;
     if (there && there.has(entry.mid)) {
       const mark = document.createElement("span");

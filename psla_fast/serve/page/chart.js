@@ -12,6 +12,11 @@ export function clock(seconds, decimals = 0) {
   return `${Math.floor(rounded / 60)}:${rest}`;
 }
 
+/** Writes a class's name as people do: FSD50K's have underscores. */
+export function readable(name) {
+  return name.replaceAll("_", " ");
+}
+
 function mix(stops, share) {
   const at = Math.max(0, Math.min(1, share)) * (stops.length - 1);
   const low = Math.min(Math.floor(at), stops.length - 2);
@@ -61,12 +66,16 @@ export class Chart {
     if (!timeline) return;
     $("names").replaceChildren(...timeline.classes.map((name) => {
       const row = document.createElement("div");
-      row.textContent = row.title = name;
+      row.textContent = row.title = readable(name);
       return row;
     }));
     $("mels").classList.toggle("gone", !picture);
     $("picture").hidden = !picture;
-    if (picture) this.bitmap = paintPicture(picture);
+    if (picture) {
+      this.bitmap = paintPicture(picture);
+      $("mels").firstElementChild.textContent = hertz(picture.high_hz);
+      $("mels").lastElementChild.textContent = hertz(picture.low_hz);
+    }
     this.plots.setAttribute("aria-valuemax", answer.seconds.toFixed(1));
     this.draw();
     this.follow();
@@ -129,14 +138,15 @@ export class Chart {
     let text = clock(time, 1);
     if (values) {
       const step = Math.min(values.length - 1, Math.floor(time / timeline.step_seconds));
-      text = `${clock(time, 1)}  ${values[step].toFixed(2)}  ${timeline.classes[row]}`;
+      text = `${clock(time, 1)}  ${values[step].toFixed(2)}  ${readable(timeline.classes[row])}`;
     }
     [...$("names").children].forEach((name, i) => name.classList.toggle("at", i === row));
     const tip = $("tip");
     tip.textContent = text;
     tip.hidden = false;
+    tip.style.left = "0";
     tip.style.left = `${Math.max(0, Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth))}px`;
-    tip.style.top = `${Math.max(0, event.clientY - box.top - 38)}px`;
+    tip.style.top = `${Math.max(0, event.clientY - box.top - 44)}px`;
   }
 
   leave() {
@@ -180,6 +190,10 @@ export class Chart {
     this.follow();
     if (!this.audio.paused) requestAnimationFrame(() => this.run());
   }
+}
+
+function hertz(value) {
+  return value < 1000 ? `${Math.round(value)} Hz` : `${Number((value / 1000).toFixed(1))} kHz`;
 }
 
 function paintPicture(picture) {
