@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from psla_fast.allocator import keep_freed_memory
 from psla_fast.augment import LOG_FLOOR, pad_and_normalise
 from psla_fast.checkpoint import Card, Checkpoint
-from psla_fast.distributed import DeviceName, start_world
+from psla_fast.distributed import DeviceName
 from psla_fast.evaluate import Precision, autocast, resolve_precision
 from psla_fast.models import use_channels_last
 from psla_fast.tagger.folding import fold_batch_norms
@@ -32,7 +33,7 @@ class Scorer:
     def __init__(self, checkpoint: Checkpoint, device: DeviceName, precision: Precision) -> None:
         """Build the model; ValueError where it can't be, or there is no such device."""
         self.card: Card = checkpoint.card
-        self.device = start_world(device).device
+        self.device = _choose_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.model = _make_fast(checkpoint).to(self.device)
         use_channels_last(self.model)
@@ -83,6 +84,16 @@ class Scorer:
             Scored(row, course[:, :num_steps])
             for row, course, num_steps in zip(scores, activity, steps, strict=True)
         ]
+
+
+def _choose_device(name: DeviceName) -> torch.device:
+    """Choose a device for this process alone, also where torchrun started it."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: this torch sees no CUDA device. Use --device cpu.")
+    if name == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _make_fast(checkpoint: Checkpoint) -> nn.Module:

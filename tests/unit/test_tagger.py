@@ -245,3 +245,16 @@ def test_a_long_file_is_tagged_in_constant_memory(tmp_path: Path, tiny: Path):
     assert done.returncode == 0, done.stderr
     short, long = map(int, done.stdout.split())
     assert long - short < 25  # MB; its samples alone have 77, its fbank 61
+
+
+def test_a_process_of_torchrun_tags_alone(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert good(load(tiny)(make_noise(0.5), 16000)).seconds == 0.5
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused(tiny: Path):
+    with pytest.raises(ValueError, match="this torch sees no CUDA device. Use --device cpu"):
+        Tagger.from_checkpoint(tiny, device="cuda")
