@@ -135,6 +135,16 @@ def write_synthetic_fsd50k(root: Path, num_clips: int, seed: int) -> None:
     mids = {name: f"/demo/{name.lower()}" for name in PARENTS}
     with open(truth / "vocabulary.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows((i, c, mids[c]) for i, c in enumerate(PARENTS))
+    nodes = [
+        {
+            "id": mids[c],
+            "name": c,
+            "child_ids": [mids[d] for d in PARENTS if PARENTS[d] == c],
+            "restrictions": [],
+        }
+        for c in PARENTS
+    ]
+    (root / "ontology.json").write_text(json.dumps(nodes, indent=1))
     rows: dict[str, list[list[str]]] = {"dev": [], "eval": []}
     for number in range(num_clips):
         first = list(SOUNDS)[number % len(SOUNDS)]  # every class alike

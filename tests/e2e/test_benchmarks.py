@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
     ("name", "ratios"),
     [
         ("ablation", {"waveform_mixup/whole"}),
+        ("enhance", {"enhanced/less", "whole/less"}),
         ("finetune", {"tagger, finetune / nothing"}),
         ("end_to_end", {"indexed/synthetic", "resident/synthetic", "dali/synthetic"}),
         ("pack", {"wav ours/upstream", "mp3 ours/decode", "two workers/one"}),
