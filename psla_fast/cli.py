@@ -114,6 +114,13 @@ def ensemble(arguments: list[str]) -> None:
     print("\n".join(lines))
 
 
+def report(arguments: list[str]) -> None:
+    """Write a page that shows runs."""
+    from psla_fast.commands.report import report as run_report
+
+    run_report(arguments)
+
+
 def serve(arguments: list[str]) -> None:
     """Serve a checkpoint as a web page."""
     from psla_fast.commands.serve import serve as run_serve
@@ -192,6 +199,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "tag": (tag, "audio files, folders, or raw PCM on stdin -> top classes: text, JSON, CSV, timeline"),
     "serve": (serve, "checkpoint -> a web page that tags recordings, and the same as JSON"),
     "export": (export, "checkpoint -> safetensors, the Hub's layout, ONNX, torch.export, int8 ONNX"),
+    "report": (report, "run folders -> one page: curves, results, classes, confusions, examples"),
 }
 
 

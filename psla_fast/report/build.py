@@ -1,0 +1,230 @@
+"""Build: run folders -> a report's content: what the template shows, and the data that the page's script draws."""
+
+# C classes
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from psla_fast.classes import Classes, read_classes
+from psla_fast.report.clips import SplitCounts, check_classes, count_split, find_shards
+from psla_fast.report.gallery import build_gallery
+from psla_fast.report.groups import Group, common_settings, differing_settings, group_runs
+from psla_fast.report.log import describe_event
+from psla_fast.report.numbers import plain_list
+from psla_fast.report.published import compare_with_psla
+from psla_fast.report.runs import KINDS, Run, read_runs
+from psla_fast.report.scored import Scored, read_scored, score_missing
+from psla_fast.report.tables import build_results, build_tiles
+from psla_fast.report.views import view_run
+from psla_fast.shards import ShardError, join
+
+MOST_EXAMPLES = 60
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a report shows; `split` auto: eval where every run has results of it, else val.
+
+    shards: where the clips are, in the place of the runs' own; score: averaged weights are scored where that
+    isn't done; a title of its own where one is given.
+    """
+
+    split: Literal["auto", "eval", "val"] = "auto"
+    shards: str = ""
+    examples: int = 12
+    score: bool = False
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if not 0 <= self.examples <= MOST_EXAMPLES:
+            raise ValueError(f"--examples is {self.examples}; give 0 to {MOST_EXAMPLES}.")
+
+
+@dataclass
+class Material:
+    """What was read of the runs, and what is to be said about it."""
+
+    runs: list[Run]
+    groups: list[Group]
+    role: str
+    shards: list[str]
+    scored: list[Scored | None]
+    classes: Classes | None
+    notes: list[str] = field(default_factory=list)
+    counts: dict[str, SplitCounts] = field(default_factory=dict)
+
+
+def build_report(paths: Sequence[Path], options: ReportOptions) -> dict[str, Any]:
+    """Read runs and give all that a page shows, as plain values; `data` of it is for the page's script.
+
+    The same runs give the same values. Raises ValueError where a folder is no run, or runs don't fit together.
+    """
+    material = _read(paths, options)
+    runs, groups, role = material.runs, material.groups, material.role
+    _count(material, options)
+    gallery = build_gallery(material.scored, runs, material.shards, role, options.examples, material.notes)
+    positives = _positives(material)
+    main = next((scored for scored in material.scored if scored), None)
+    num_clips = len(main.keys) if main else 0
+    train = material.counts.get("train")
+    published = compare_with_psla(material.classes, role, num_clips, train.num_clips if train else None)
+    title = options.title or ", ".join(group.name for group in groups)
+    views = [
+        view_run(run, scored, role, next(n for n, group in enumerate(groups) if number in group.members))
+        for number, (run, scored) in enumerate(zip(runs, material.scored, strict=True))
+    ]
+    measured = int((positives[role] > 0).sum()) if role in positives else 0
+    return {
+        "title": title,
+        "role": role,
+        "split_name": runs[0].split_name(role),
+        "kinds": {kind: name for kind, (name, _) in KINDS.items()},
+        "tiles": build_tiles(runs, groups, role, measured, material.classes, _sizes(material)),
+        "results": build_results(runs, groups, role),
+        "published": published,
+        "notes": material.notes,
+        "differing": differing_settings(runs, groups),
+        "common": common_settings(runs),
+        "groups": [group.name for group in groups],
+        "environments": _environments(runs),
+        "events": [(run.name, describe_event(row)) for run in runs for row in run.log.events],
+        "has_scores": main is not None,
+        "has_examples": bool(gallery),
+        "data": {
+            "role": role,
+            "kinds": {kind: name for kind, (name, _) in KINDS.items()},
+            "classes": _name_classes(material, main),
+            "positives": {name: counts.tolist() for name, counts in positives.items()},
+            "groups": [{"name": group.name, "members": group.members} for group in groups],
+            "runs": views,
+            "published": [row for row in published if not row["reason"]],
+            "examples": gallery,
+        },
+    }
+
+
+def _read(paths: Sequence[Path], options: ReportOptions) -> Material:
+    runs = read_runs(paths)
+    role = _choose_role(runs, options.split)
+    shards = [find_shards(run, options.shards) for run in runs]
+    if options.score:
+        for run, location in zip(runs, shards, strict=True):
+            if not location:
+                raise ValueError(f"--score: the shards of {run.path} aren't there. Pass them by --shards.")
+            for file in score_missing(run, role, join(location, run.split_name(role))):
+                print(f"scored {file}", flush=True)
+    notes, all_scored = [], []
+    for run in runs:
+        if not run.is_finished:
+            whole = f" of {run.num_epochs}" if run.num_epochs else ""
+            notes.append(f"{run.name}: unfinished, {len(run.table)}{whole} epochs done")
+        scored, left_out = read_scored(run, role)
+        notes += left_out
+        all_scored.append(scored)
+    classes = next((run.classes for run in runs if run.classes), None)
+    notes += _compare_scored(runs, all_scored)
+    return Material(runs, group_runs(runs), role, shards, all_scored, classes, notes)
+
+
+def _choose_role(runs: Sequence[Run], wanted: str) -> str:
+    """Choose the split shown; raises ValueError where a run hasn't the one that is wanted."""
+    measured = [run for run in runs if run.results]
+    if wanted == "auto":
+        return "eval" if measured and all(run.has_split("eval") for run in measured) else "val"
+    for run in measured:
+        if not run.has_split(wanted):
+            raise ValueError(f"--split {wanted}: {run.path} has no results of it. Use --split val.")
+    return wanted
+
+
+def _compare_scored(runs: Sequence[Run], all_scored: Sequence[Scored | None]) -> list[str]:
+    """Say which runs were scored on other clips; raises ValueError for another number of classes."""
+    known = [(run, scored) for run, scored in zip(runs, all_scored, strict=True) if scored]
+    notes = []
+    for run, scored in known[1:]:
+        first, reference = known[0]
+        if scored.targets.shape[1] != reference.targets.shape[1]:
+            raise ValueError(
+                f"{run.path} has {scored.targets.shape[1]} classes, {first.path} {reference.targets.shape[1]}. "
+                "Report them on pages of their own."
+            )
+        if sorted(scored.keys) != sorted(reference.keys):
+            notes.append(
+                f"{run.name} was scored on other clips than {first.name}: their figures aren't of one set"
+            )
+    return notes
+
+
+def _count(material: Material, options: ReportOptions) -> None:
+    """Count the splits of the first run whose shards are there; those given must fit."""
+    for run, location in zip(material.runs, material.shards, strict=True):
+        if not location:
+            continue
+        try:
+            counts = {role: count_split(run, location, role) for role in ("train", "val")}
+            for split in counts.values():
+                check_classes(material.classes, split.classes, location)
+            if material.role == "eval":
+                counts["eval"] = count_split(run, location, "eval")
+        except ValueError as error:
+            if options.shards:
+                raise
+            material.notes.append(f"{run.name}: {error}")
+            continue
+        material.counts = counts
+        material.classes = material.classes or counts["train"].classes
+        return
+    if not options.shards:
+        gone = material.runs[0].config.get("data.shards", "the shards")
+        material.notes.append(
+            f"{gone} isn't there: no training counts, no pictures of clips. Pass the shards by --shards"
+        )
+
+
+def _positives(material: Material) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Give the clips of each class (C,) in each split that is known; of the split shown those scored."""
+    positives = {role: counts.by_class for role, counts in material.counts.items()}
+    main = next((scored for scored in material.scored if scored), None)
+    if main:
+        positives[material.role] = (main.targets != 0).sum(axis=0, dtype=np.int64)
+    return positives
+
+
+def _sizes(material: Material) -> dict[str, int]:
+    sizes = {role: counts.num_clips for role, counts in material.counts.items()}
+    main = next((scored for scored in material.scored if scored), None)
+    return sizes | ({material.role: len(main.keys)} if main else {})
+
+
+def _name_classes(material: Material, main: Scored | None) -> list[dict[str, str]]:
+    """Give names and mids; numbers where neither checkpoint nor shards tell them."""
+    classes = material.classes
+    if classes:
+        return [
+            {"name": name, "mid": mid} for name, mid in zip(classes.names, classes.mids, strict=True)
+        ]
+    return [{"name": f"class {n}", "mid": ""} for n in range(main.targets.shape[1] if main else 0)]
+
+
+def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Give what each run's maker noted: when, on what, with which versions; runs that noted nothing aren't there."""
+    rows = []
+    for run in runs:
+        noted = run.environment
+        hardware, versions = noted.get("hardware") or {}, noted.get("versions") or {}
+        cells = [
+            ("started", noted.get("time")),
+            ("commit", noted.get("commit")),
+            ("command", noted.get("command")),
+            *((name, hardware.get(name)) for name in ("cpu", "cores", "memory_gb", "gpu")),
+            *((name, versions.get(name)) for name in ("python", "torch")),
+        ]
+        known = [(name.replace("_", " "), str(value)) for name, value in cells if value is not None]
+        if known:
+            rows.append((run.name, known))
+    return rows

@@ -1,0 +1,61 @@
+"""Gallery: scored clips -> a few examples with their pictures and each run's highest scores."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from psla_fast.report.clips import Picture, draw_clips
+from psla_fast.report.examples import choose_examples, compute_margins, describe_scores
+from psla_fast.report.runs import Run
+from psla_fast.report.scored import Scored
+
+
+def build_gallery(
+    all_scored: Sequence[Scored | None],
+    runs: Sequence[Run],
+    shards: Sequence[str],
+    role: str,
+    most: int,
+    notes: list[str],
+) -> list[dict[str, Any]]:
+    """Choose clips by the first run that was scored, draw them, and give each run's scores of them.
+
+    Where a clip can't be read, `notes` gets the reason and no clip has a picture.
+    """
+    first = next((number for number, scored in enumerate(all_scored) if scored), None)
+    if first is None or not most:
+        return []
+    scored = all_scored[first]
+    assert scored
+    chosen = choose_examples(scored.scores[scored.main], scored.targets, most)
+    keys = [scored.keys[clip] for clip in chosen]
+    pictures: dict[str, Picture] = {}
+    for run, location in zip(runs, shards, strict=True):
+        if location:
+            try:
+                pictures = draw_clips(run, location, role, keys)
+            except ValueError as error:
+                notes.append(f"no pictures of clips: {error}")
+            break
+    rows = [
+        {key: row for row, key in enumerate(other.keys)} if other else {} for other in all_scored
+    ]
+    gallery = []
+    for clip, key in zip(chosen, keys, strict=True):
+        example: dict[str, Any] = {"key": key, "labels": scored.targets[clip].nonzero()[0].tolist()}
+        if picture := pictures.get(key):
+            example["picture"] = "data:image/png;base64," + base64.b64encode(picture.png).decode()
+            example["seconds"] = round(picture.seconds, 2)
+            example["heard"] = round(picture.heard_seconds, 2)
+        example["runs"] = [_view(other, row.get(key)) for other, row in zip(all_scored, rows, strict=True)]
+        gallery.append(example)
+    return gallery
+
+
+def _view(scored: Scored | None, row: int | None) -> dict[str, Any] | None:
+    """Give a run's scores of a clip, and whether it is right; None where it wasn't scored on it."""
+    if scored is None or row is None:
+        return None
+    scores, targets = scored.scores[scored.main][row], scored.targets[row]
+    margin = float(compute_margins(scores[None], targets[None])[0])
+    return {"right": margin > 0, "scores": describe_scores(scores, targets)}
