@@ -20,15 +20,20 @@ def build_onnx(program: ExportedProgram, names: Sequence[str], checkpoint: Check
     """Turn a program into an ONNX ModelProto with inputs of these names and the output `scores` (B, C).
 
     Its metadata_props hold `class_names` and `class_mids` in the scores' order and `card`, all JSON. Raises
-    ValueError where the extra is missing.
+    ValueError where the extra is missing, and for what ONNX has no operators for.
     """
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
+        from torch.onnx.errors import OnnxExporterError
     except ImportError as error:
         raise ValueError(f"ONNX {MISSING}") from error
-    with torch.no_grad(), quiet():
-        exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    try:
+        with torch.no_grad(), quiet():
+            exported = torch.onnx.export(program, dynamo=True, opset_version=OPSET, verbose=False)
+    except OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0][:150]
+        raise ValueError(f"ONNX can't hold this network ({reason}). Export torch-export instead.") from error
     assert exported is not None
     model = exported.model_proto
     _rename(model.graph, list(names), ["scores"])
