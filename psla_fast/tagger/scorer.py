@@ -35,7 +35,9 @@ class Scorer:
         self.card: Card = checkpoint.card
         self.device = _choose_device(device)
         self.precision = resolve_precision(precision, self.device)
-        self.model = _make_fast(checkpoint).to(self.device)
+        # in bf16, folded weights round otherwise than evaluation's, for a gain of 9 % alone
+        fold = self.precision == "fp32"
+        self.model = (_build_folded(checkpoint) if fold else checkpoint.build()).to(self.device)
         use_channels_last(self.model)
 
     @property
@@ -96,7 +98,7 @@ def _choose_device(name: DeviceName) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _make_fast(checkpoint: Checkpoint) -> nn.Module:
+def _build_folded(checkpoint: Checkpoint) -> nn.Module:
     """Build the model, its BatchNorms folded where that can be."""
     card = checkpoint.card
     num_frames = max(card.input.buckets or (card.input.clip_frames,))

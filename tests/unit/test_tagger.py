@@ -80,6 +80,8 @@ def test_a_longer_sounds_score_is_the_highest_or_the_mean_of_its_windows(net: Pa
 def test_folded_batch_norms_change_no_score(net: Path):
     model, scorer = load_checkpoint(net).build(), Scorer(load_checkpoint(net), "cpu", "fp32")
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in scorer.model.modules())
+    half = Scorer(load_checkpoint(net), "cpu", "bf16")  # as evaluation has them, whose rounding they share
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in half.model.modules())
     x = torch.randn(3, 96, 128, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert (model(x) - scorer.model(x)).abs().max() < 1e-5
