@@ -45,10 +45,10 @@ class TagCommand:
     csv: bool = False
     """Print a CSV table with a header, a row a class."""
     timeline: Path | None = None
-    """PNG to draw the classes' activity over time to; of several files OUT_NAME.png each."""
+    """PNG to draw the activity of ten classes or more over time to; of several files OUT_NAME.png each."""
     thresholds: Path | None = None
-    """Score file that psla-fast evaluate wrote of a validation split: classes above the threshold with the
-    best F1 there are marked with a star."""
+    """Score file that psla-fast evaluate wrote of CKPT on a validation split: a star marks classes above the
+    threshold with the best F1 there."""
     over: Literal["max", "mean"] = "max"
     """A long file's scores: the highest over its windows, or their mean."""
     window_seconds: float | None = None
