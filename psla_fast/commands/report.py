@@ -43,9 +43,9 @@ def report(arguments: list[str]) -> None:
     write_atomically(command.out, page)
     for note in content["notes"]:
         print(f"note: {note}")
-    many = "run" if len(command.runs) == 1 else "runs"
-    data = content["data"]
+    many = "1 run" if len(command.runs) == 1 else f"{len(command.runs)} runs"
+    classes, examples = len(content["data"]["classes"]), len(content["data"]["examples"])
     print(
-        f"{command.out}: {len(command.runs)} {many}, {content['split_name']}, {len(data['classes'])} classes, "
-        f"{len(data['examples'])} examples, {len(page) / 1e6:.1f} MB"
+        f"{command.out}: {many} on {content['split_name']}, {classes} classes, {examples} examples, "
+        f"{len(page) / 1e6:.1f} MB"
     )

@@ -1,4 +1,4 @@
-"""Build: run folders -> a report's content: what the template shows, and the data that the page's script draws."""
+"""Build: run folders -> a report's content: what the template shows, and the data that its script draws."""
 
 # C classes
 
@@ -9,18 +9,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from psla_fast.classes import Classes, read_classes
+from psla_fast.classes import Classes
 from psla_fast.report.clips import SplitCounts, check_classes, count_split, find_shards
 from psla_fast.report.gallery import build_gallery
-from psla_fast.report.groups import Group, common_settings, differing_settings, group_runs
+from psla_fast.report.groups import MISSING, Group, common_settings, differing_settings, group_runs
 from psla_fast.report.log import describe_event
-from psla_fast.report.numbers import plain_list
 from psla_fast.report.published import compare_with_psla
 from psla_fast.report.runs import KINDS, Run, read_runs
 from psla_fast.report.scored import Scored, read_scored, score_missing
 from psla_fast.report.tables import build_results, build_tiles
 from psla_fast.report.views import view_run
-from psla_fast.shards import ShardError, join
+from psla_fast.shards import join
 
 MOST_EXAMPLES = 60
 
@@ -62,7 +61,7 @@ class Material:
 def build_report(paths: Sequence[Path], options: ReportOptions) -> dict[str, Any]:
     """Read runs and give all that a page shows, as plain values; `data` of it is for the page's script.
 
-    The same runs give the same values. Raises ValueError where a folder is no run, or runs don't fit together.
+    The same runs give the same values. Raises ValueError where a folder is no run, or runs don't go together.
     """
     material = _read(paths, options)
     runs, groups, role = material.runs, material.groups, material.role
@@ -88,7 +87,9 @@ def build_report(paths: Sequence[Path], options: ReportOptions) -> dict[str, Any
         "results": build_results(runs, groups, role),
         "published": published,
         "notes": material.notes,
-        "differing": differing_settings(runs, groups),
+        "differing": (differing := differing_settings(runs, groups)),
+        "has_older": any(MISSING in cells for _, cells in differing),
+        "about": _about(material),
         "common": common_settings(runs),
         "groups": [group.name for group in groups],
         "environments": _environments(runs),
@@ -150,8 +151,8 @@ def _compare_scored(runs: Sequence[Run], all_scored: Sequence[Scored | None]) ->
         first, reference = known[0]
         if scored.targets.shape[1] != reference.targets.shape[1]:
             raise ValueError(
-                f"{run.path} has {scored.targets.shape[1]} classes, {first.path} {reference.targets.shape[1]}. "
-                "Report them on pages of their own."
+                f"{run.path} has {scored.targets.shape[1]} classes, {first.path} has "
+                f"{reference.targets.shape[1]}. Report them on pages of their own."
             )
         if sorted(scored.keys) != sorted(reference.keys):
             notes.append(
@@ -201,18 +202,27 @@ def _sizes(material: Material) -> dict[str, int]:
     return sizes | ({material.role: len(main.keys)} if main else {})
 
 
+def _about(material: Material) -> str:
+    """Say what was trained on what: networks, classes, frames."""
+    parts = list(dict.fromkeys(str(run.config.get("model.name", "?")) for run in material.runs))
+    if material.classes:
+        parts.append(f"{len(material.classes)} classes")
+    frames = dict.fromkeys(run.config.get("input.clip_frames") for run in material.runs)
+    if None not in frames:
+        parts.append(f"{' or '.join(f'{length:,}' for length in frames)} frames a clip")
+    return " · ".join(parts)
+
+
 def _name_classes(material: Material, main: Scored | None) -> list[dict[str, str]]:
     """Give names and mids; numbers where neither checkpoint nor shards tell them."""
     classes = material.classes
     if classes:
-        return [
-            {"name": name, "mid": mid} for name, mid in zip(classes.names, classes.mids, strict=True)
-        ]
+        return [{"name": name, "mid": mid} for name, mid in zip(classes.names, classes.mids, strict=True)]
     return [{"name": f"class {n}", "mid": ""} for n in range(main.targets.shape[1] if main else 0)]
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Give what each run's maker noted: when, on what, with which versions; runs that noted nothing aren't there."""
+    """Give what each run's maker noted: when, on what, with which versions; nothing where nothing was."""
     rows = []
     for run in runs:
         noted = run.environment

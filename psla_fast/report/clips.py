@@ -48,8 +48,8 @@ def check_classes(classes: Classes | None, found: Classes, location: str) -> Non
     """Raise ValueError where shards have other classes than the runs."""
     if classes is not None and classes.mids != found.mids:
         raise ValueError(
-            f"{location} has {len(found)} classes, not the runs' {len(classes)}, or in another order. Pass the "
-            "shards that they were trained on by --shards."
+            f"{location} has {len(found)} classes, not the runs' {len(classes)}, or in another order. Pass "
+            "the shards that they were trained on by --shards."
         )
 
 
@@ -63,7 +63,7 @@ class SplitCounts:
 
 
 def count_split(run: Run, shards: str, role: str) -> SplitCounts:
-    """Count a packed split's labels; of `train` those that training used. Raises ValueError as opening does."""
+    """Count a packed split's labels, of `train` those that training used; raises ValueError as opening it."""
     with open_shards(join(shards, run.split_name(role))) as split:
         labels = str(run.config.get("data.labels", ""))
         if role == "train" and labels:

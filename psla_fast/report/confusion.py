@@ -40,7 +40,7 @@ def compute_confusion(scores: FloatArray, targets: npt.NDArray[np.generic]) -> C
 
 
 def find_pairs(confusion: Confusion, most: int) -> list[tuple[int, int]]:
-    """Give the pairs (a, b) whose unlabelled b scores highest, over ENOUGH_CLIPS clips where some have that."""
+    """Give the pairs (a, b) whose unlabelled b scores highest, over ENOUGH_CLIPS clips where there are."""
     scored = np.where(np.isnan(confusion.scored), -1, confusion.scored)
     np.fill_diagonal(scored, -1)
     often = np.where(confusion.num_clips >= ENOUGH_CLIPS, scored, -1)

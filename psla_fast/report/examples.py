@@ -40,7 +40,7 @@ def compute_margins(scores: FloatArray, targets: npt.NDArray[np.generic]) -> Flo
 
 
 def _spread(clips: list[int]) -> list[int]:
-    """Order clips so that any first few of them are spread evenly: ends, middle, quarters, …"""
+    """Order clips so that any first few of them are spread evenly: ends, middle, quarters."""
     if not clips:
         return []
     places, step = [0, len(clips) - 1], len(clips) - 1
@@ -51,7 +51,7 @@ def _spread(clips: list[int]) -> list[int]:
 
 
 def _choose(clips: Iterable[int], most: int, labels: list[list[int]]) -> list[int]:
-    """Take the first clips of which each brings a label that none before it has, then the first of the rest."""
+    """Take the first clips of which each brings labels that none before it has, then the first of the rest."""
     clips = list(clips)
     seen: set[int] = set()
     chosen: list[int] = []
@@ -64,7 +64,7 @@ def _choose(clips: Iterable[int], most: int, labels: list[list[int]]) -> list[in
 
 
 def describe_scores(scores: FloatArray, targets: npt.NDArray[np.generic]) -> list[dict[str, Any]]:
-    """Give a clip's highest scores (C,) and those of its labels, highest first: class, score, is it a label."""
+    """Give a clip's highest scores (C,) and those of its labels, highest first: class, score, labelled."""
     order = np.argsort(-scores, kind="stable").tolist()
     shown = [*order[:SHOWN_SCORES], *(index for index in order[SHOWN_SCORES:] if targets[index])]
     return [

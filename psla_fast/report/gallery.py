@@ -37,9 +37,7 @@ def build_gallery(
             except ValueError as error:
                 notes.append(f"no pictures of clips: {error}")
             break
-    rows = [
-        {key: row for row, key in enumerate(other.keys)} if other else {} for other in all_scored
-    ]
+    rows = [{key: row for row, key in enumerate(other.keys)} if other else {} for other in all_scored]
     gallery = []
     for clip, key in zip(chosen, keys, strict=True):
         example: dict[str, Any] = {"key": key, "labels": scored.targets[clip].nonzero()[0].tolist()}

@@ -23,8 +23,8 @@ class Group:
 def group_runs(runs: Sequence[Run]) -> list[Group]:
     """Put runs together whose settings are the same but for the seed, in the order of their first ones.
 
-    Where a seed comes twice, something differs that settings don't tell: then the names must be the same, too,
-    but for the numbers at their ends, and a run whose seed is still there stands alone.
+    Where a seed comes twice, something differs that settings don't tell: then the names must be the same but
+    for the numbers at their ends, too, and runs whose seeds still come twice stand alone.
     """
     by_settings: dict[str, list[int]] = {}
     for number, run in enumerate(runs):

@@ -15,7 +15,9 @@ def plain(value: float | None, digits: int = 5) -> float | None:
     return float(f"{value:.{digits}g}")
 
 
-def plain_list(values: Iterable[float | None] | npt.NDArray[np.floating], digits: int = 5) -> list[float | None]:
+def plain_list(
+    values: Iterable[float | None] | npt.NDArray[np.floating], digits: int = 5
+) -> list[float | None]:
     """Round each of several values."""
     return [plain(None if value is None else float(value), digits) for value in values]
 

@@ -12,14 +12,17 @@ SCRIPTS = ("dom.js", "lines.js", "bars.js", "heat.js", "table.js", "classes.js",
 
 
 def render_page(content: Mapping[str, Any]) -> str:
-    """Give the page as HTML; texts of the data are escaped, and the page's policy lets only its own script run."""
+    """Give the page as HTML; texts of the data are escaped, and its policy lets only its own script run."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
     except ModuleNotFoundError as error:
         raise ValueError("psla-fast report needs jinja2: pip install jinja2.") from error
     environment = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(PAGE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
     )
     script = '"use strict";\n' + "\n".join((PAGE / name).read_text("utf-8") for name in SCRIPTS)

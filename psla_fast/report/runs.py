@@ -30,8 +30,8 @@ RESULT_COLUMNS = 10
 class Run:
     """What a run's folder holds but for scores; `table` (E, 10) is result.csv.
 
-    `results` has by kind the val mAP and AUC, and those of eval where that was scored; `classes` is None where
-    no checkpoint tells them.
+    `results` has by kind the val mAP and AUC, and those of eval where that was scored; `classes` is None
+    where no checkpoint tells them.
     """
 
     name: str

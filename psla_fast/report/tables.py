@@ -67,19 +67,30 @@ def build_tiles(
         note = "all have clips" if measured == len(classes) else f"of {len(classes)} have clips to measure"
         tiles.append({"label": f"Classes in {role}", "value": f"{measured}", "note": note})
     if sizes:
-        note = " / ".join(sizes)
-        tiles.append({"label": "Clips", "value": " / ".join(f"{n:,}" for n in sizes.values()), "note": note})
-    done, whole = sum(len(run.table) for run in runs), sum(run.num_epochs for run in runs)
+        first, *others = sizes
+        note = ", ".join(f"{sizes[name]:,} {name}" for name in others)
+        tiles.append({"label": f"Clips in {first}", "value": f"{sizes[first]:,}", "note": note})
     steps = [row for run in runs for row in run.log.steps]
     rates = [row["clips_per_second"] for row in steps if row.get("clips_per_second") is not None]
     if rates:
         waits = [row["loader_wait"] for row in steps if row.get("loader_wait") is not None]
         note = f"clips/s; {statistics.fmean(waits):.1%} waiting for data" if waits else "clips/s"
         rate = statistics.median(rates)
-        tiles.append({"label": "Median speed", "value": f"{rate:,.0f}" if rate >= 20 else f"{rate:.1f}", "note": note})
-    note = "finished" if all(run.is_finished for run in runs) else f"of {whole}: not finished"
-    tiles.append({"label": "Epochs", "value": f"{done:,}", "note": note})
-    return tiles
+        tiles.append(
+            {"label": "Median speed", "value": f"{rate:,.0f}" if rate >= 20 else f"{rate:.1f}", "note": note}
+        )
+    return [*tiles, _progress(runs, groups)]
+
+
+def _progress(runs: Sequence[Run], groups: Sequence[Group]) -> dict[str, str]:
+    if len(runs) == 1:
+        done, whole = len(runs[0].table), runs[0].num_epochs
+        note = f"of {whole}, finished" if runs[0].is_finished else f"of {whole or '?'}, unfinished"
+        return {"label": "Epochs", "value": f"{done:,}", "note": note}
+    left = sum(not run.is_finished for run in runs)
+    many = "1 configuration" if len(groups) == 1 else f"{len(groups)} configurations"
+    note = f"{many}, {f'{left} unfinished' if left else 'all finished'}"
+    return {"label": "Runs", "value": f"{len(runs)}", "note": note}
 
 
 def _headline(runs: Sequence[Run], groups: Sequence[Group], role: str) -> list[dict[str, str]]:

@@ -14,7 +14,15 @@ from psla_fast.report.tables import result_of
 
 MOST_PAIRS = 60
 HEAT_CLASSES = 20
-VAL_COLUMNS = {"map": 0, "auc": 1, "train_loss": 5, "val_loss": 6, "map_ensemble": 7, "auc_ensemble": 8, "lr": 9}
+VAL_COLUMNS = {
+    "map": 0,
+    "auc": 1,
+    "train_loss": 5,
+    "val_loss": 6,
+    "map_ensemble": 7,
+    "auc_ensemble": 8,
+    "lr": 9,
+}
 
 
 def view_run(run: Run, scored: Scored | None, role: str, group: int) -> dict[str, Any]:
@@ -57,7 +65,7 @@ def epoch_curves(run: Run, role: str) -> dict[str, list[float | None]]:
 
 
 def view_confusion(scored: Scored) -> dict[str, Any]:
-    """Give the pairs (labelled class, other class) that are confused most, and a heat map of their classes."""
+    """Give the pairs (labelled class, other class) that are confused most, and a heat map of theirs."""
     confusion = compute_confusion(scored.scores[scored.main], scored.targets)
     pairs = find_pairs(confusion, MOST_PAIRS)
     classes = choose_classes(confusion, pairs, HEAT_CLASSES)
@@ -75,5 +83,8 @@ def view_confusion(scored: Scored) -> dict[str, Any]:
         ],
         "classes": classes,
         "cells": [plain_list(row, 3) for row in cells],
-        "highest": max((float(confusion.scored[a, b]) for a, b in pairs if math.isfinite(confusion.scored[a, b])), default=0),
+        "highest": max(
+            (float(confusion.scored[a, b]) for a, b in pairs if math.isfinite(confusion.scored[a, b])),
+            default=0,
+        ),
     }

@@ -23,8 +23,9 @@ function resultBars(host) {
     const left = narrow ? 0 : Math.min(200, 16 + 7.2 * longest);
     const step = narrow ? BAR + 18 : BAR + 6;
     const height = blocks.reduce((sum, block) => sum + 30 + step * block.rows.length + 8, 0) + 34;
-    const marks = ticks(0, Math.min(1, Math.max(...rows.map((row) => row.value + (row.spread || 0)))), 5);
-    const room = rows.some((row) => known(row.spread)) ? 104 : 52;
+    const highest = Math.max(...rows.map((row) => Math.max(row.value + (row.spread || 0), ...row.seeds)));
+    const marks = ticks(0, highest, 5);
+    const room = rows.some((row) => known(row.spread)) ? 126 : 62;
     const x = (value) => left + (value / marks[marks.length - 1]) * (width - left - room);
     const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "mAP of each kind of result" });
     for (const mark of marks) {

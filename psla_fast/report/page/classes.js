@@ -39,7 +39,7 @@ function classColumns(kind) {
     figures.push({ label: "difference", title: `${data.groups[1].name} minus ${data.groups[0].name}`, value, show });
   }
   return [
-    { label: "Class", text: true, value: (index) => data.classes[index].name, show: (index) => data.classes[index].name },
+    { label: "Class", text: true, value: (index) => data.classes[index].name, show: (index) => breakable(data.classes[index].name) },
     { label: "mid", text: true, value: (index) => data.classes[index].mid, show: (index) => data.classes[index].mid },
     ...counts, ...figures,
   ];
@@ -48,8 +48,8 @@ function classColumns(kind) {
 function rankClasses(host, run, kind, best) {
   const ap = apOf(run, kind);
   const ranked = data.classes.map((_, index) => index).filter((index) => known(ap[index]));
-  ranked.sort((a, b) => (best ? ap[b] - ap[a] : ap[a] - ap[b]) || a - b);
   const clips = data.positives[data.role] || [];
+  ranked.sort((a, b) => (best ? ap[b] - ap[a] : ap[a] - ap[b]) || clips[b] - clips[a] || a - b);
   host.replaceChildren(...ranked.slice(0, RANKED).map((index) =>
     el("div", { class: "rank", title: `${data.classes[index].name}: ${count(clips[index])} clips` },
       el("span", { class: "label", text: data.classes[index].name, dir: "auto" }),

@@ -22,6 +22,13 @@ const fixed = (digits) => (value) => (known(value) ? value.toFixed(digits) : "�
 const percent = (value) => (known(value) ? `${(100 * value).toFixed(1)} %` : "–");
 const count = (value) => (known(value) ? value.toLocaleString("en") : "–");
 const short = (value) => (known(value) ? String(Number(value.toPrecision(3))) : "–");
+
+/** Text that may break after each underscore or slash. */
+function breakable(text) {
+  const pieces = text.split(/(?<=[_/])(?=.)/u);
+  return el("span", {}, ...pieces.flatMap((piece, n) => (n ? [el("wbr"), piece] : [piece])));
+}
+
 const colour = (group) => `c${group % 8}`;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 

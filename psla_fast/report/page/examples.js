@@ -11,10 +11,10 @@ function picture(example, names) {
   if (!example.picture) return el("p", { class: "muted nothing", text: "No picture: the shards aren’t there." });
   const heard = example.heard / example.seconds;
   const unheard = heard < 0.995
-    ? el("span", { class: "unheard", "--from": `${100 * heard}%` }, el("em", { text: "not heard" })) : null;
+    ? el("span", { class: "unheard", title: "Not heard: the model takes the part before it", "--from": `${100 * heard}%` }, heard < 0.7 ? el("em", { text: "not heard" }) : null) : null;
   return el("figure", {},
     el("div", { class: "fbank" }, el("img", { src: example.picture, alt: `Fbank of a clip of ${names.join(", ")}` }), unheard),
-    el("figcaption", {}, el("span", { text: "0 s" }), el("span", { text: "mel bins upwards" }), el("span", { text: `${example.seconds.toFixed(1)} s` })));
+    el("figcaption", {}, el("span", { text: "0 s" }), el("span", { text: "mel bins upwards" }), el("span", { text: `${example.seconds.toFixed(example.seconds < 1 ? 2 : 1)} s` })));
 }
 
 function exampleCard(example, run) {
@@ -22,7 +22,7 @@ function exampleCard(example, run) {
   const view = example.runs[run];
   return el("article", { class: "card example" },
     el("div", { class: "title" },
-      el("h3", { text: names.join(", ") || "no label", dir: "auto" }),
+      el("h3", { dir: "auto" }, breakable(names.join(", ") || "no label")),
       view ? el("span", { class: `verdict ${view.right ? "right" : "wrong"}`, text: view.right ? "right" : "wrong" }) : null),
     picture(example, names),
     view ? el("ol", {}, ...view.scores.map(scoreLine)) : el("p", { class: "muted", text: "This run wasn’t scored on it." }),

@@ -1,14 +1,18 @@
 // The heat map of confused classes: rows are labels that clips carry, columns classes that they don't.
 
-const CELL = 24;
+const [SMALLEST, LARGEST] = [18, 28];
 
 function heatMap(host, legend, confusion) {
   const names = confusion.classes.map((index) => data.classes[index].name);
   legend.replaceChildren();
   if (!names.length) { host.replaceChildren(el("p", { class: "muted", text: "No class scores on clips without it." })); return; }
-  const longest = Math.max(...names.map((name) => Math.min(name.length, 24)));
-  const left = 12 + 6.6 * longest, top = 12 + 5.2 * longest;
-  const width = left + CELL * names.length + 0.62 * 6.6 * longest, height = top + CELL * names.length + 4;
+  const room = host.parentNode.clientWidth;
+  const cut = (name) => { const most = room < 480 ? 14 : 24; return name.length > most ? `${name.slice(0, most - 1)}…` : name; };
+  const lengths = names.map((name) => cut(name).length);
+  const left = 14 + 7.1 * Math.max(...lengths), top = 14 + 5.5 * Math.max(...lengths);
+  const right = Math.max(4, ...lengths.map((length, n) => 4.7 * length - SMALLEST * (names.length - n - 0.5)));
+  const size = Math.floor(Math.max(SMALLEST, Math.min(LARGEST, (room - left - right) / names.length)));
+  const width = left + size * names.length + right, height = top + size * names.length + 4;
   const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Heat map of confused classes" });
   const tell = (event, row, column) => {
     const value = confusion.cells[row][column];
@@ -18,14 +22,14 @@ function heatMap(host, legend, confusion) {
     showTip(event.clientX, event.clientY, `Clips of ${names[row]}`, [line]);
   };
   names.forEach((name, row) => {
-    const y = top + CELL * row, x = left + CELL * row;
-    svg.append(draw("text", { class: "name", x: left - 8, y: y + 16, "text-anchor": "end", text: cut(name) }));
-    svg.append(draw("text", { class: "name", transform: `translate(${x + 16} ${top - 8}) rotate(-50)`, text: cut(name) }));
+    const y = top + size * row, x = left + size * row;
+    svg.append(draw("text", { class: "name", x: left - 8, y: y + size / 2 + 3, "text-anchor": "end", text: cut(name) }));
+    svg.append(draw("text", { class: "name", transform: `translate(${x + size / 2 + 3} ${top - 8}) rotate(-50)`, text: cut(name) }));
     names.forEach((_, column) => {
       const value = confusion.cells[row][column];
       const strength = known(value) ? Math.min(1, value / (confusion.highest || 1)) : 0;
       const kind = row === column ? "cell own" : known(value) ? "cell" : "cell none";
-      const cell = draw("rect", { class: kind, x: left + CELL * column, y, width: CELL - 2, height: CELL - 2, rx: 3, "--strength": row === column ? null : strength.toFixed(3) });
+      const cell = draw("rect", { class: kind, x: left + size * column, y, width: size - 2, height: size - 2, rx: 3, "--strength": row === column ? null : strength.toFixed(3) });
       cell.addEventListener("pointermove", (event) => tell(event, row, column));
       cell.addEventListener("pointerleave", hideTip);
       svg.append(cell);
@@ -36,5 +40,3 @@ function heatMap(host, legend, confusion) {
     el("span", { text: "0" }), el("i", { class: "scale" }), el("span", { text: fixed(2)(confusion.highest) }),
     el("span", { class: "muted", text: "mean score; rows: labelled, columns: not labelled; grey: the class itself" }));
 }
-
-const cut = (name) => (name.length > 24 ? `${name.slice(0, 23)}…` : name);

@@ -10,7 +10,7 @@ function axes(width, height, xs, ys, options) {
   const high = yTicks[yTicks.length - 1];
   const format = options.yFormat || short;
   const left = 14 + 7 * Math.max(...yTicks.map((y) => format(y).length));
-  const box = { left: left + 8, right: width - 14, top: 10, bottom: height - 40 };
+  const box = { left: left + 8, right: width - 22, top: 10, bottom: height - 40 };
   const place = options.log ? Math.log10 : (value) => value;
   const [x0, x1] = xs.map(place);
   const x = (value) => box.left + ((place(value) - x0) / (x1 - x0 || 1)) * (box.right - box.left);
@@ -52,7 +52,7 @@ function lineChart(host, getSeries, options) {
     if (options.fromZero) xs[0] = 0;
     if (xs[0] === xs[1]) { xs[0] -= 0.5; xs[1] += 0.5; }
     const low = Math.min(...points.map(([, y]) => y)), high = Math.max(...points.map(([, y]) => y), options.top || -Infinity);
-    const plot = axes(width, 240, xs, [options.zero ? Math.min(0, low) : low, high], options);
+    const plot = axes(width, options.height || 240, xs, [options.zero ? Math.min(0, low) : low, high], options);
     const { svg, x, y, box } = plot;
     for (const one of [...series].sort((a, b) => Number(!a.faint) - Number(!b.faint))) {
       const style = `line ${colour(one.group)}${one.dashed ? " dashed" : ""}${one.faint ? " faint" : ""}`;

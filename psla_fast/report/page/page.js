@@ -30,7 +30,7 @@ function epochSeries(name, label, dashed) {
 
 function stepSeries(name) {
   return data.runs.filter((run) => !hidden.has(run.group) && run.steps[name]).map((run) => ({
-    name: run.name, group: run.group, faint: data.runs.length > 4,
+    name: run.name, group: run.group, faint: data.runs.length > 4 && name !== "lr",
     points: run.steps[name].map((y, n) => [run.steps.x[n], y]),
   }));
 }
@@ -39,7 +39,7 @@ function chartCard(host, title, unit, key, getSeries, options) {
   if (!getSeries().some((one) => one.points.some(([, y]) => known(y)))) return;
   const plot = el("div", { class: "chart" });
   const styles = key.map(([name, dashed]) => el("span", { class: "key" }, el("i", { class: dashed ? "stroke dashed" : "stroke" }), name));
-  host.append(el("div", { class: "card" }, el("h3", { text: `${title} ` }, el("small", { text: unit }), el("span", { class: "keys" }, ...styles)), plot));
+  host.append(el("div", { class: options.wide ? "card wide" : "card" }, el("h3", { text: `${title} ` }, el("small", { text: unit }), el("span", { class: "keys" }, ...styles)), plot));
   redraws.push(lineChart(plot, getSeries, { label: `${title}, ${unit}`, ...options }));
 }
 
@@ -48,7 +48,7 @@ function buildCurves() {
   const epochs = { xLabel: "epoch", heading: (x) => `epoch ${x}`, tipFormat: fixed(4) };
   const steps = { xLabel: "epochs", fromZero: true, heading: (x) => `${x.toFixed(2)} epochs`, tipFormat: short };
   const both = [["each epoch", false], ["ensemble so far", true]];
-  chartCard(host, "mAP", `on ${data.role}`, both, () => [...epochSeries("map", "", false), ...epochSeries("map_ensemble", "ensemble", true)], epochs);
+  chartCard(host, "mAP", `on ${data.role}`, both, () => [...epochSeries("map", "", false), ...epochSeries("map_ensemble", "ensemble", true)], { ...epochs, wide: true, height: 300 });
   chartCard(host, "AUC", `on ${data.role}`, both, () => [...epochSeries("auc", "", false), ...epochSeries("auc_ensemble", "ensemble", true)], epochs);
   chartCard(host, "Loss", "mean of the epoch", [["train", false], ["val", true]],
     () => [...epochSeries("train_loss", "train", false), ...epochSeries("val_loss", "val", true)], { ...epochs, zero: true });
@@ -85,8 +85,8 @@ function buildConfusion() {
   const table = sortableTable(node);
   const name = (index) => data.classes[index].name;
   const columns = [
-    { label: "Clips of", text: true, value: (row) => name(row.labelled), show: (row) => name(row.labelled) },
-    { label: "heard as", text: true, value: (row) => name(row.other), show: (row) => name(row.other) },
+    { label: "Clips of", text: true, value: (row) => name(row.labelled), show: (row) => breakable(name(row.labelled)) },
+    { label: "heard as", text: true, value: (row) => name(row.other), show: (row) => breakable(name(row.other)) },
     { label: "score", value: (row) => row.score, show: (row) => fixed(3)(row.score) },
     { label: "elsewhere", value: (row) => row.elsewhere, show: (row) => fixed(3)(row.elsewhere) },
     { label: "clips", value: (row) => row.clips, show: (row) => count(row.clips) },
