@@ -8,19 +8,21 @@ once; then its AP and AUC in all resamples follow from sums of those counts betw
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.nn import functional
+from scipy.sparse import csr_array
 
-from psla_fast.metrics.inputs import FloatArray, Values, as_checked_tensors, as_tensor
+from psla_fast.metrics.inputs import FloatArray, Values, as_array, as_checked_tensors
 from psla_fast.metrics.label_ranking import rank_labels
 from psla_fast.metrics.means import d_prime
+from psla_fast.metrics.threads import map_in_threads
 
-COUNTS_AT_ONCE = 2**23  # a float32 a clip and resample: 32 MB
+COUNTS_AT_ONCE = 2**21  # a float32 a clip and resample: 8 MB, which stay in the processor's cache
 LARGEST_SUM = 2**24  # up to which float32 holds every integer
+Counts = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,8 @@ def bootstrap_metrics(
         raise ValueError(f"the number of resamples is {num_resamples}; give 2 or more, for instance 1000.")
     if not 0 < confidence < 1:
         raise ValueError(f"the confidence is {confidence}; give a share between 0 and 1, for instance 0.95.")
-    score, is_positive = as_checked_tensors(scores, targets)
-    with_auc = is_positive.any(0) & ~is_positive.all(0)
-    if not with_auc.any():
+    score, is_positive = _as_arrays(scores, targets)
+    if not (is_positive.any(0) & ~is_positive.all(0)).any():
         raise ValueError("no class has both positives and negatives. Give clips of which some have labels.")
     random = torch.Generator().manual_seed(0) if generator is None else generator
     found = _measure(score, is_positive, _draw(len(score), num_resamples, random))
@@ -119,125 +120,131 @@ def measure_resamples(scores: Values, targets: Values, counts: Values) -> Resamp
     Equal to the metrics of scores and targets (N, C) with their rows repeated as often. Raises ValueError for
     other shapes or values.
     """
-    score, is_positive = as_checked_tensors(scores, targets)
-    given = as_tensor(counts, score.device).float()
-    if given.ndim != 2 or len(given) != len(score) or (given < 0).any() or (given != given.floor()).any():
-        raise ValueError(
-            f"counts are {tuple(given.shape)}; give ({len(score)}, R), each whole and 0 or more."
-        )
-    if given.numel() and int(given.double().sum(0).max()) >= LARGEST_SUM:
+    score, is_positive = _as_arrays(scores, targets)
+    given = as_array(counts)
+    if given.ndim != 2 or len(given) != len(score) or (given < 0).any() or (given != np.floor(given)).any():
+        raise ValueError(f"counts are {given.shape}; give ({len(score)}, R), each whole and 0 or more.")
+    if given.sum(0, dtype=np.float64).max(initial=0) >= LARGEST_SUM:
         raise ValueError(f"counts of a resample add up to more than {LARGEST_SUM:,}. Give smaller ones.")
     step = max(1, COUNTS_AT_ONCE // max(1, len(score)))
-    return _measure(score, is_positive, (piece.contiguous() for piece in torch.split(given, step, dim=1)))
+    pieces = (given[:, start : start + step] for start in range(0, given.shape[1], step))
+    return _measure(score, is_positive, (np.ascontiguousarray(piece, np.float32) for piece in pieces))
 
 
-def _draw(num_clips: int, num_resamples: int, generator: torch.Generator) -> Iterator[Tensor]:
+def _as_arrays(scores: Values, targets: Values) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.bool_]]:
+    """Check scores and targets, and bring them to the CPU, where cores take a class each."""
+    score, is_positive = as_checked_tensors(scores, targets)
+    return score.cpu().numpy(), is_positive.cpu().numpy()
+
+
+def _draw(num_clips: int, num_resamples: int, generator: torch.Generator) -> Iterator[Counts]:
     """Yield how often each clip is in the resamples, (N, ≤ R) some at a time; the first is of all clips."""
-    if num_clips >= LARGEST_SUM:
-        raise ValueError(f"there are {num_clips:,} clips; give fewer than {LARGEST_SUM:,}.")
     step, total = max(1, COUNTS_AT_ONCE // num_clips), 1 + num_resamples
     for start in range(0, total, step):
         size = min(step, total - start)
-        counts = torch.empty(size, num_clips)
+        counts = np.empty((size, num_clips), np.float32)
         for row in range(size):
-            drawn = torch.randint(num_clips, (num_clips,), generator=generator)
-            counts[row] = torch.bincount(drawn, minlength=num_clips)
+            drawn = torch.randint(num_clips, (num_clips,), generator=generator).numpy()
+            counts[row] = np.bincount(drawn, minlength=num_clips)
         if not start:
             counts[0] = 1
-        yield counts.T.contiguous()
+        yield np.ascontiguousarray(counts.T)
 
 
 @dataclass(frozen=True)
 class _Ranking:
-    """One class: its positives (P,) and negatives (N - P,) by rising score, and where the former belong.
+    """One class: its positives (P,) by rising score, and what lies between them.
 
-    below, up_to (P,): how many negatives score less, and at most as much; first (P,): the first of a
-    positive's ties.
+    between (P, N): which negatives score less than a positive, and not less than the one before; tied (P, N):
+    which score as much as it, where any does; first (P,): the first of each positive's ties, where there are
+    any.
     """
 
-    positives: Tensor
-    negatives: Tensor
-    below: Tensor
-    up_to: Tensor
-    first: Tensor
-    negatives_tie: bool
-    positives_tie: bool
+    positives: npt.NDArray[np.int64]
+    between: csr_array
+    tied: csr_array | None
+    first: npt.NDArray[np.int64] | None
 
 
-def _rank(scores: Tensor, is_positive: Tensor) -> _Ranking:
-    order = torch.argsort(scores)
+def _rank(scores: npt.NDArray[np.floating], is_positive: npt.NDArray[np.bool_]) -> _Ranking:
+    order = np.argsort(scores)
     hit = is_positive[order]
     positives, negatives = order[hit], order[~hit]
     values, others = scores[positives], scores[negatives]
-    below, up_to = torch.searchsorted(others, values), torch.searchsorted(others, values, right=True)
-    first = torch.searchsorted(values, values)
-    return _Ranking(
-        positives,
-        negatives,
-        below,
-        up_to,
-        first,
-        bool((below != up_to).any()),
-        bool((values[1:] == values[:-1]).any()),
+    below, up_to = others.searchsorted(values), others.searchsorted(values, "right")
+    first = values.searchsorted(values)
+    tied = _rows(negatives, below, up_to, len(scores)) if (below < up_to).any() else None
+    between = _rows(negatives, np.concatenate(([0], below[:-1])), below, len(scores))
+    return _Ranking(positives, between, tied, first if (values[1:] == values[:-1]).any() else None)
+
+
+def _rows(
+    clips: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    ends: npt.NDArray[np.int64],
+    num_clips: int,
+) -> csr_array:
+    """Build the matrix (P, N) whose row p has ones at clips[starts[p]:ends[p]]."""
+    sizes = ends - starts
+    indptr = np.concatenate(([0], sizes.cumsum()))
+    chosen = clips[np.arange(indptr[-1]) + (starts - indptr[:-1]).repeat(sizes)].astype(np.int32)
+    return csr_array((np.ones(len(chosen), np.float32), chosen, indptr), shape=(len(sizes), num_clips))
+
+
+def _measure(
+    scores: npt.NDArray[np.floating], is_positive: npt.NDArray[np.bool_], pieces: Iterator[Counts]
+) -> Resampled:
+    """Measure all resamples, given as pieces (N, ≤ R) of counts."""
+    if len(scores) >= LARGEST_SUM:
+        raise ValueError(f"there are {len(scores):,} clips; give fewer than {LARGEST_SUM:,}.")
+    known = np.flatnonzero(is_positive.any(0))
+    clips, _, precision = rank_labels(torch.from_numpy(scores), torch.from_numpy(is_positive))
+    label_sums = np.stack(
+        (np.bincount(clips.numpy(), precision.numpy(), len(scores)), is_positive.sum(1, dtype=np.float64))
     )
+    rankings = list(map_in_threads(lambda c: _rank(scores[:, c], is_positive[:, c]), known, scores.size))
+    found, lwlrap = [], []
+    for counts in pieces:
+        sizes = counts.sum(0)
+        figures = np.full((scores.shape[1], 2, len(sizes)), np.nan)
+        measure = partial(_measure_class, counts=counts, sizes=sizes)
+        for index, row in zip(known, map_in_threads(measure, rankings, scores.size), strict=True):
+            figures[index] = row
+        found.append(figures)
+        summed = label_sums @ counts
+        lwlrap.append(_ratio(summed[0], summed[1]))
+    precisions, aucs = np.concatenate(found, axis=2).transpose(1, 2, 0)
+    return Resampled(precisions, aucs, np.concatenate(lwlrap))
 
 
-def _measure(scores: Tensor, is_positive: Tensor, pieces: Iterator[Tensor]) -> Resampled:
-    """Measure all resamples, given as pieces (N, ≤ R) of float32 counts."""
-    with_positives = is_positive.any(0).tolist()
-    rankings = [
-        _rank(scores[:, index].contiguous(), is_positive[:, index]) if known else None
-        for index, known in enumerate(with_positives)
-    ]
-    clips, _, precision = rank_labels(scores, is_positive)
-    label_sums = torch.zeros(2, len(scores), dtype=torch.float64, device=scores.device)
-    label_sums[0].index_add_(0, clips, precision)
-    label_sums[1] = is_positive.sum(1)
-    found: list[Tensor] = []
-    lwlrap: list[Tensor] = []
-    for piece in pieces:
-        counts = piece.to(scores.device)
-        nothing = torch.full((2, counts.shape[1]), torch.nan, dtype=torch.float64, device=scores.device)
-        rows = [nothing if ranking is None else _measure_class(ranking, counts) for ranking in rankings]
-        found.append(torch.stack(rows).cpu())
-        summed = label_sums @ counts.double()
-        lwlrap.append((summed[0] / summed[1]).cpu())
-    precisions, aucs = torch.cat(found, dim=2).permute(1, 2, 0).numpy()
-    return Resampled(precisions, aucs, torch.cat(lwlrap).numpy())
-
-
-def _measure_class(ranking: _Ranking, counts: Tensor) -> Tensor:
-    """AP and AUC (2, R) of a class in resamples (N, R); NaN where it has no positives, or no negatives."""
+def _measure_class(ranking: _Ranking, counts: Counts, sizes: Counts) -> FloatArray:
+    """AP and AUC (2, R) of a class in resamples (N, R), of `sizes` clips (R,); NaN where it has one value."""
     positive = counts[ranking.positives]
     num_positive = positive.sum(0)
-    num_negative = counts.sum(0) - num_positive
-    below = _sum_before(counts, ranking.negatives, ranking.below)
-    up_to = _sum_before(counts, ranking.negatives, ranking.up_to) if ranking.negatives_tie else below
-    found_before = positive.cumsum(0) - positive
-    if ranking.positives_tie:
-        found_before = found_before[ranking.first]
-    found = num_positive - found_before  # positives that score at least as much
-    at_least = (found + (num_negative - below)).clamp_(min=1)  # where 0, no positive counts
-    precision = (found.double() / at_least * positive).sum(0) / num_positive
-    wins = ((below.double() + up_to) * positive).sum(0) / 2
-    return torch.stack((precision, wins / (num_positive.double() * num_negative)))
+    num_negative = sizes - num_positive
+    below = (ranking.between @ counts).cumsum(0)
+    found = num_positive - (positive.cumsum(0) - positive)  # positives that score at least as much
+    if ranking.first is not None:
+        found = found[ranking.first]
+    at_least = np.maximum(found + (num_negative - below), 1)  # where 0, no positive counts
+    precision = np.divide(found, at_least, dtype=np.float64)
+    precision *= positive
+    wins = np.multiply(below, positive, dtype=np.float64)
+    if ranking.tied is not None:
+        wins += np.multiply(ranking.tied @ counts, positive, dtype=np.float64) / 2
+    pairs = num_positive.astype(np.float64) * num_negative
+    return np.stack((_ratio(precision.sum(0), num_positive), _ratio(wins.sum(0), pairs)))
 
 
-def _sum_before(counts: Tensor, order: Tensor, ends: Tensor) -> Tensor:
-    """Sum counts (N, R) of the first `ends` (P,), rising, of the clips `order`: (P, R), exact."""
-    if not len(order):
-        return counts.new_zeros(len(ends), counts.shape[1])
-    starts = functional.pad(ends[:-1], (1, 0))
-    between = functional.embedding_bag(order[: int(ends[-1])], counts, starts, mode="sum")
-    return between.cumsum_(0)
+def _ratio(part: FloatArray, whole: npt.NDArray[np.floating]) -> FloatArray:
+    """Divide; NaN where the whole is 0."""
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
 def _mean_known(values: FloatArray) -> FloatArray:
     """Mean (R,) of values (R, C) over those that aren't NaN; NaN where all are."""
     is_known = ~np.isnan(values)
-    num_known = is_known.sum(1)
-    summed = np.where(is_known, values, 0.0).sum(1)
-    return np.where(num_known > 0, summed / np.maximum(num_known, 1), np.nan)
+    return _ratio(np.where(is_known, values, 0.0).sum(1), is_known.sum(1).astype(np.float64))
 
 
 def _quantiles(values: npt.NDArray[np.float64], shares: list[float]) -> list[float]:

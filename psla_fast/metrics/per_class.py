@@ -7,8 +7,6 @@ Python's lock.
 
 # N clips, C classes, P positives of a class
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +25,9 @@ from psla_fast.metrics.inputs import (
     refuse_targets,
 )
 from psla_fast.metrics.on_device import measure_on_device
+from psla_fast.metrics.threads import map_in_threads
 
 CLASSES_A_PIECE = 16  # a cache line of float32
-VALUES_A_THREAD = 2**19  # fewer aren't worth starting threads
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def _measure_arrays(scores: npt.NDArray[Any], targets: npt.NDArray[Any]) -> Floa
         return _measure_piece(scores[:, piece], targets[:, piece])
 
     try:
-        rows = [row for found in _map(measure, starts, scores.size) for row in found]
+        rows = [row for found in map_in_threads(measure, starts, scores.size) for row in found]
     except _NotFinite:
         refuse_scores(scores)
     except _NotHard:
@@ -85,17 +83,6 @@ class _NotFinite(Exception):
 
 class _NotHard(Exception):
     """A piece holds a target other than 0 and 1."""
-
-
-def _map(
-    function: Callable[[int], list[tuple[float, ...]]], starts: Iterable[int], num_values: int
-) -> Iterator[list[tuple[float, ...]]]:
-    workers = min(torch.get_num_threads(), 1 + num_values // VALUES_A_THREAD)
-    if workers == 1:
-        yield from map(function, starts)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        yield from pool.map(function, starts)
 
 
 def _measure_piece(scores: npt.NDArray[Any], targets: npt.NDArray[Any]) -> list[tuple[float, ...]]:
