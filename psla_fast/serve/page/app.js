@@ -164,7 +164,7 @@ async function toggleRecording() {
   $("record").disabled = true;
   try {
     recording = await startRecording(about.max_seconds, (seconds, level) => {
-      $("recorded").textContent = clock(seconds);
+      $("recorded").textContent = clock(Math.floor(seconds));
       $("level").style.width = `${100 * level}%`;
     });
   } catch (error) {
