@@ -29,3 +29,4 @@ bench: env
 	$(BIN)/python benchmarks/stream.py
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/metrics.py

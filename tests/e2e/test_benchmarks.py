@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("enhance", {"enhanced/less", "whole/less"}),
         ("finetune", {"tagger, finetune / nothing"}),
         ("end_to_end", {"indexed/synthetic", "resident/synthetic", "dali/synthetic"}),
+        ("metrics", {"upstream/ours", "sort/ours", "each resample measured/bootstrap"}),
         ("pack", {"wav ours/upstream", "mp3 ours/decode", "two workers/one"}),
         ("stream", {"indexed/upstream", "indexed/pread"}),
         ("stream_device", {"indexed/one batch", "webdataset/one batch"}),
