@@ -51,7 +51,7 @@ def _spread(clips: list[int]) -> list[int]:
 
 
 def _choose(clips: Iterable[int], most: int, labels: list[list[int]]) -> list[int]:
-    """Take the first clips of which each brings labels that none before it has, then the first of the rest."""
+    """Take the first clips of which each brings other labels than those before it, then the first others."""
     clips = list(clips)
     seen: set[int] = set()
     chosen: list[int] = []

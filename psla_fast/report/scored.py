@@ -75,9 +75,10 @@ def _read_best_epoch(run: Run, role: str) -> dict[str, FloatArray]:
 def score_missing(run: Run, role: str, split: str) -> list[str]:
     """Score a split's folder or URL with wa.pt, ema.pt and best.pt where their scores aren't known.
 
-    They are written beside the run's own as SPLIT_wa.h5, …; gives the names of the files written.
+    They are computed in the run's own precision and written beside its scores as SPLIT_wa.h5, …; gives the
+    names of the files written.
     """
-    from psla_fast.evaluate import evaluate_checkpoint, save_evaluation
+    from psla_fast.evaluate import Precision, evaluate_checkpoint, save_evaluation
 
     scored, _ = read_scored(run, role)
     written = []
@@ -86,6 +87,7 @@ def score_missing(run: Run, role: str, split: str) -> list[str]:
         if checkpoint.is_file() and (scored is None or kind not in scored.scores):
             batch_size = max(1, int(run.config.get("optim.batch_size", 32)))
             target = run.path / "scores" / f"{run.split_name(role)}_{kind}.h5"
-            save_evaluation(target, evaluate_checkpoint(checkpoint, split, batch_size))
+            precision: Precision = run.config.get("precision", "auto")
+            save_evaluation(target, evaluate_checkpoint(checkpoint, split, batch_size, precision))
             written.append(str(target))
     return written
