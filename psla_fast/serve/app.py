@@ -115,6 +115,8 @@ async def _tag(request: Request) -> Response:
         return Response(await queue.answer(request), media_type="application/json")
     except ClientDisconnect:
         return _error(400, "The upload was broken off.")  # nobody reads it
+    except asyncio.CancelledError:  # the server's end
+        return _error(503, "The server is ending. Try again later.")
     except Refusal as refusal:
         return _error(refusal.status, str(refusal))
 
