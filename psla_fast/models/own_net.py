@@ -3,8 +3,6 @@
 import difflib
 import importlib
 import inspect
-import sys
-from pathlib import Path
 
 from torch import nn
 
@@ -37,19 +35,19 @@ def build_own(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Module
 
 
 def _find_class(name: str) -> type[nn.Module]:
-    """Import PACKAGE.MODULE, from the current folder too, and give its CLASS."""
+    """Import PACKAGE.MODULE and give its CLASS.
+
+    Only where Python looks anyway: a checkpoint may name it, and shall run nothing of the folder it lies in.
+    """
     module_name, _, class_name = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
         raise ValueError(f"model {name!r} is no PACKAGE.MODULE:CLASS, for instance my_nets.small:SmallNet.")
-    here = str(Path.cwd())
-    if "" not in sys.path and here not in sys.path:
-        sys.path.append(here)  # python -m has it, an installed command hasn't
     try:
         module = importlib.import_module(module_name)
     except (ImportError, SyntaxError, ValueError) as error:
         raise ValueError(
-            f"model {name}: {module_name} can't be imported ({error}). Start from the folder that it is in "
-            f"({here} is now), or put that on PYTHONPATH."
+            f"model {name}: {module_name} can't be imported ({error}). Put the folder that it is in on "
+            "PYTHONPATH."
         ) from error
     kind = getattr(module, class_name, None)
     where = getattr(module, "__file__", module_name)

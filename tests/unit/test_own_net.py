@@ -42,17 +42,16 @@ ready = Plain()
 
 @pytest.fixture
 def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a module of networks in the current folder, which Python's path doesn't have."""
+    """The name of a module of networks on Python's path."""
     (tmp_path / "their_nets.py").write_text(MODULE)
     (tmp_path / "broken_nets.py").write_text("import nowhere_at_all\n")
     (tmp_path / "odd_nets.py").write_text("class (:\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "their_nets", raising=False)
     return "their_nets"
 
 
-def test_a_class_of_the_current_folder_gets_what_its_signature_names(nets: str) -> None:
+def test_a_class_gets_what_its_signature_names(nets: str) -> None:
     config = ModelConfig(name=f"{nets}:Whole")
     model = build_model(config, 5, num_mels=32)
     assert model.given == (config.name, 32, 5, 3)
@@ -66,7 +65,7 @@ def test_a_class_of_the_current_folder_gets_what_its_signature_names(nets: str) 
     [
         (
             "their_net:Whole",
-            "their_net can't be imported .No module named 'their_net'.. Start from the folder",
+            "their_net can't be imported .No module named 'their_net'.. Put the folder",
         ),
         ("broken_nets:Whole", "broken_nets can't be imported .No module named 'nowhere_at_all'"),
         ("odd_nets:Whole", "odd_nets can't be imported .invalid syntax"),
@@ -97,3 +96,14 @@ def test_weights_of_a_users_net_come_from_a_file_and_not_from_imagenet(nets: str
     assert torch.equal(second.last.weight, first.last.weight)
     with pytest.raises(ValueError, match="has no ImageNet weights that are known here"):
         build_model(ModelConfig(name=f"{nets}:Whole", pretrained="imagenet"), 5)
+
+
+def test_a_module_of_the_current_folder_is_not_run_for_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "planted_nets.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    with pytest.raises(ValueError, match="planted_nets can't be imported .* on PYTHONPATH"):
+        build_model(ModelConfig(name="planted_nets:Net"), 5)
+    assert not (tmp_path / "ran").exists()
