@@ -56,6 +56,7 @@ class Material:
     classes: Classes | None
     notes: list[str] = field(default_factory=list)
     counts: dict[str, SplitCounts] = field(default_factory=dict)
+    source: tuple[Run, str] | None = None  # whose shards, and where they are
 
 
 def build_report(paths: Sequence[Path], options: ReportOptions) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def build_report(paths: Sequence[Path], options: ReportOptions) -> dict[str, Any
     material = _read(paths, options)
     runs, groups, role = material.runs, material.groups, material.role
     _count(material, options)
-    gallery = build_gallery(material.scored, runs, material.shards, role, options.examples, material.notes)
+    gallery, note = build_gallery(material.scored, material.source, role, options.examples)
+    material.notes += note
     positives = _positives(material)
     main = next((scored for scored in material.scored if scored), None)
     num_clips = len(main.keys) if main else 0
@@ -162,25 +164,34 @@ def _compare_scored(runs: Sequence[Run], all_scored: Sequence[Scored | None]) ->
 
 
 def _count(material: Material, options: ReportOptions) -> None:
-    """Count the splits of the first run whose shards are there; those given must fit."""
+    """Count the splits of the first run whose shards are there, and take it as the source of pictures.
+
+    Raises ValueError where the shards that were given have other classes, or hold none of the splits.
+    """
+    problems: list[str] = []
     for run, location in zip(material.runs, material.shards, strict=True):
-        if not location:
-            continue
-        try:
-            counts = {role: count_split(run, location, role) for role in ("train", "val")}
-            for split in counts.values():
-                check_classes(material.classes, split.classes, location)
-            if material.role == "eval":
-                counts["eval"] = count_split(run, location, "eval")
-        except ValueError as error:
-            if options.shards:
-                raise
-            material.notes.append(f"{run.name}: {error}")
-            continue
-        material.counts = counts
-        material.classes = material.classes or counts["train"].classes
-        return
-    if not options.shards:
+        for role in dict.fromkeys(("train", "val", material.role)) if location else ():
+            try:
+                counts = count_split(run, location, role)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            try:
+                check_classes(material.classes, counts.classes, location)
+            except ValueError as error:
+                if options.shards:
+                    raise
+                problems.append(str(error))
+                break
+            material.classes = material.classes or counts.classes
+            material.counts[role] = counts
+            material.source = run, location
+        if material.counts:
+            break
+    if options.shards and not material.counts:
+        raise ValueError(problems[0])
+    material.notes += dict.fromkeys(problems)
+    if not any(material.shards):
         gone = material.runs[0].config.get("data.shards", "the shards")
         material.notes.append(
             f"{gone} isn't there: no training counts, no pictures of clips. Pass the shards by --shards"

@@ -4,7 +4,7 @@
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,14 +72,17 @@ def count_split(run: Run, shards: str, role: str) -> SplitCounts:
         return SplitCounts(len(split), counts, split.classes)
 
 
-def draw_clips(run: Run, shards: str, role: str, keys: Sequence[str]) -> dict[str, Picture]:
-    """Draw clips' fbanks by their keys; those that the split doesn't hold are left out."""
+def draw_clips(run: Run, shards: str, role: str, clips: Mapping[str, Sequence[int]]) -> dict[str, Picture]:
+    """Draw fbanks of clips, given by their keys and class indices.
+
+    Those that the split doesn't hold, or holds with other labels, are left out.
+    """
     pictures = {}
     with open_shards(join(shards, run.split_name(role))) as split:
         number_of = {key: number for number, key in enumerate(split.keys)}
         shift = split.fbank_config.frame_shift_ms / 1000
-        for key in keys:
-            if key in number_of:
+        for key, labels in clips.items():
+            if key in number_of and split.labels(number_of[key]).tolist() == list(labels):
                 fbank = split.fbank(number_of[key])
                 heard = _heard_frames(run.config, len(fbank))
                 pictures[key] = Picture(draw_fbank(fbank), len(fbank) * shift, heard * shift)

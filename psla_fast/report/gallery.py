@@ -11,32 +11,25 @@ from psla_fast.report.scored import Scored
 
 
 def build_gallery(
-    all_scored: Sequence[Scored | None],
-    runs: Sequence[Run],
-    shards: Sequence[str],
-    role: str,
-    most: int,
-    notes: list[str],
-) -> list[dict[str, Any]]:
+    all_scored: Sequence[Scored | None], source: tuple[Run, str] | None, role: str, most: int
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Choose clips by the first run that was scored, draw them, and give each run's scores of them.
 
-    Where a clip can't be read, `notes` gets the reason and no clip has a picture.
+    source: a run and where its shards are. Where those can't be read no clip has a picture, and why is said.
     """
-    first = next((number for number, scored in enumerate(all_scored) if scored), None)
-    if first is None or not most:
-        return []
-    scored = all_scored[first]
-    assert scored
+    scored = next((scored for scored in all_scored if scored), None)
+    if scored is None or not most:
+        return [], []
     chosen = choose_examples(scored.scores[scored.main], scored.targets, most)
     keys = [scored.keys[clip] for clip in chosen]
     pictures: dict[str, Picture] = {}
-    for run, location in zip(runs, shards, strict=True):
-        if location:
-            try:
-                pictures = draw_clips(run, location, role, keys)
-            except ValueError as error:
-                notes.append(f"no pictures of clips: {error}")
-            break
+    notes = []
+    if source:
+        try:
+            labels = [scored.targets[clip].nonzero()[0].tolist() for clip in chosen]
+            pictures = draw_clips(*source, role, dict(zip(keys, labels, strict=True)))
+        except ValueError as error:
+            notes.append(f"no pictures of clips: {error}")
     rows = [{key: row for row, key in enumerate(other.keys)} if other else {} for other in all_scored]
     gallery = []
     for clip, key in zip(chosen, keys, strict=True):
@@ -47,7 +40,7 @@ def build_gallery(
             example["heard"] = round(picture.heard_seconds, 2)
         example["runs"] = [_view(other, row.get(key)) for other, row in zip(all_scored, rows, strict=True)]
         gallery.append(example)
-    return gallery
+    return gallery, notes
 
 
 def _view(scored: Scored | None, row: int | None) -> dict[str, Any] | None:

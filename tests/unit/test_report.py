@@ -109,10 +109,21 @@ def test_shards_of_other_classes_are_a_note_or_refused_where_they_were_given(sha
     run = write_run(tmp_path / "a", classes=make_classes(7), shards=shards)
     page = page_of(run)
     assert "has 5 classes, not the runs&#39; 7" in page
+    assert not any("picture" in example for example in read_data(page)["examples"])
     with pytest.raises(ValueError, match="has 5 classes, not the runs' 7"):
         page_of(run, shards=str(shards))
     with pytest.raises(ValueError, match="no such folder"):
         page_of(run, shards=str(tmp_path / "nothing"))
+
+
+def test_training_counts_are_left_out_where_the_label_table_is_gone(shards: Path, tmp_path: Path):
+    run = write_run(tmp_path / "a", "--data.labels", str(tmp_path / "gone.csv"), shards=shards)
+    page = page_of(run)
+    assert "gone.csv not found" in page
+    assert set(read_data(page)["positives"]) == {"val", "eval"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="index.h5 not found"):
+        page_of(run, shards=str(tmp_path / "empty"))
 
 
 def test_runs_scored_on_other_clips_are_named(tmp_path: Path):

@@ -111,11 +111,15 @@ def test_counts_and_pictures_come_from_the_shards(shards: Path, tmp_path: Path):
     assert counts.num_clips == 61
     assert (counts.by_class == wanted).all()
     with open_shards(shards / "eval") as split:
-        long, frames = next((key, split.index.num_frames[i]) for i, key in enumerate(split.keys))
-    pictures = draw_clips(run, str(shards), "eval", [long, "unknown"])
-    assert list(pictures) == [long]
-    assert pictures[long].seconds == pytest.approx(frames / 100)
-    assert pictures[long].heard_seconds == pytest.approx(min(frames, 40) / 100)
+        keys, lengths = split.keys, split.index.num_frames.tolist()
+        labels_of = {key: split.labels(number).tolist() for number, key in enumerate(keys)}
+    assert min(lengths) < 40 < max(lengths)
+    labels_of[keys[0]] = [0, 1, 2, 3, 4]  # another labelling, so another clip
+    pictures = draw_clips(run, str(shards), "eval", {**labels_of, "unknown": [0]})
+    assert list(pictures) == keys[1:]
+    assert [picture.seconds for picture in pictures.values()] == pytest.approx([n / 100 for n in lengths[1:]])
+    heard = [picture.heard_seconds for picture in pictures.values()]
+    assert heard == pytest.approx([min(n, 40) / 100 for n in lengths[1:]])
     labels = tmp_path / "labels.csv"
     labels.write_text("key,mids\n" + "".join(f"clip{n:04d},/m/3\n" for n in range(61)))
     (other,) = read_runs([write_run(tmp_path / "b", "--data.labels", str(labels), epochs=1)])

@@ -29,7 +29,7 @@ function breakable(text) {
   return el("span", {}, ...pieces.flatMap((piece, n) => (n ? [el("wbr"), piece] : [piece])));
 }
 
-const colour = (group) => `c${group % 8}`;
+const colour = (group) => `c${group % 8}${group < 8 ? "" : " hollow"}`;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 function deviation(values) {

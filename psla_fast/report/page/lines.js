@@ -5,7 +5,7 @@ const MOST_TOLD = 12;
 /** Axes of a chart; gives the svg, the scales x and y, and the plot's box. */
 function axes(width, height, xs, ys, options) {
   const yTicks = ticks(ys[0], ys[1], 5);
-  const xTicks = options.xTicks || ticks(xs[0], xs[1], width < 400 ? 4 : 8).filter((x) => x >= xs[0] && x <= xs[1]);
+  const xTicks = options.xTicks || ticks(xs[0], xs[1], width < 400 ? 4 : 8).filter((x) => x >= xs[0] && x <= xs[1] && (!options.whole || Number.isInteger(x)));
   const low = Math.min(yTicks[0], ys[0]);
   const high = yTicks[yTicks.length - 1];
   const format = options.yFormat || short;
@@ -57,6 +57,9 @@ function lineChart(host, getSeries, options) {
     for (const one of [...series].sort((a, b) => Number(!a.faint) - Number(!b.faint))) {
       const style = `line ${colour(one.group)}${one.dashed ? " dashed" : ""}${one.faint ? " faint" : ""}`;
       svg.append(draw("path", { class: style, d: pathOf(one.points, x, y) }));
+      if (one.group >= 8 && one.points.length <= 60 && !one.faint) {
+        for (const [px, py] of one.points) if (known(py)) svg.append(draw("circle", { class: `point ring ${colour(one.group)}`, cx: x(px), cy: y(py), r: 3 }));
+      }
       const alone = one.points.filter(([, py]) => known(py));
       if (alone.length === 1) svg.append(draw("circle", { class: `point ${colour(one.group)}`, cx: x(alone[0][0]), cy: y(alone[0][1]), r: 3.5 }));
     }

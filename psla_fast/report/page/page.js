@@ -45,7 +45,7 @@ function chartCard(host, title, unit, key, getSeries, options) {
 
 function buildCurves() {
   const host = document.getElementById("curve-charts");
-  const epochs = { xLabel: "epoch", heading: (x) => `epoch ${x}`, tipFormat: fixed(4) };
+  const epochs = { xLabel: "epoch", whole: true, heading: (x) => `epoch ${x}`, tipFormat: fixed(4) };
   const steps = { xLabel: "epochs", fromZero: true, heading: (x) => `${x.toFixed(2)} epochs`, tipFormat: short };
   const both = [["each epoch", false], ["ensemble so far", true]];
   chartCard(host, "mAP", `on ${data.role}`, both, () => [...epochSeries("map", "", false), ...epochSeries("map_ensemble", "ensemble", true)], { ...epochs, wide: true, height: 300 });
