@@ -56,8 +56,8 @@ def print_measures(asked: Measures, result: Evaluation) -> None:
     if asked.num_resamples:
         intervals = bootstrap_metrics(result.scores, result.targets, asked.num_resamples)
         print(
-            f"{intervals.confidence:.0%} intervals of {asked.num_resamples:,} resamples of the clips, which lack "
-            f"{intervals.mean_left_out:.1f} of the classes on average: mAP {intervals.mean_ap}, AUC "
+            f"{intervals.confidence:.0%} intervals from {asked.num_resamples:,} resamples of the clips; they "
+            f"lack {intervals.mean_left_out:.1f} classes on average: mAP {intervals.mean_ap}, AUC "
             f"{intervals.mean_auc}, d-prime {intervals.d_prime}, lwlrap {intervals.lwlrap}"
         )
     if asked.thresholds is not None:

@@ -9,6 +9,7 @@ once; then its AP and AUC in all resamples follow from sums of those counts betw
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,12 @@ from psla_fast.metrics.threads import map_in_threads
 COUNTS_AT_ONCE = 2**21  # a float32 a clip and resample: 8 MB, which stay in the processor's cache
 LARGEST_SUM = 2**24  # up to which float32 holds every integer
 Counts = npt.NDArray[np.float32]
+IntervalKind = Literal["basic", "percentile"]
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure on all clips, and the interval that holds the confidence's share of the resamples."""
+    """A figure on all clips, and the interval that the resamples give it."""
 
     value: float
     low: float
@@ -57,7 +59,7 @@ class Resampled:
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Percentile intervals of the means over classes; class_ap (C, 2) has those of each class's AP.
+    """Intervals of the means over classes; class_ap (C, 2) has those of each class's AP.
 
     A class without positives in a resample is left out of its mean: mean_left_out classes on average.
     num_untold resamples in which no class could be measured are left out. d' has the AUC's interval,
@@ -82,31 +84,35 @@ def bootstrap_metrics(
     num_resamples: int = 1000,
     confidence: float = 0.95,
     generator: torch.Generator | None = None,
+    kind: IntervalKind = "basic",
 ) -> Bootstrap:
     """Measure num_resamples resamples of the clips of scores (N, C) and targets (N, C) of 0 and 1.
 
-    generator is the CPU's (default: seed 0), and draws the same for every device; tensors of a GPU are
-    measured there. Raises ValueError for other shapes or values, or where no class has positives and
-    negatives.
+    kind percentile takes the resamples' own quantiles q; basic 2·value - q, within [0, 1]: the AP of few
+    positives is too high, in a sample as in its resamples, and that mirrors it away (Davison and Hinkley
+    1997, 5.2). generator is the CPU's (default: seed 0); tensors of a GPU are copied to the CPU. Raises
+    ValueError for other shapes or values, or where no class has positives and negatives.
     """
     if num_resamples < 2:
         raise ValueError(f"the number of resamples is {num_resamples}; give 2 or more, for instance 1000.")
     if not 0 < confidence < 1:
         raise ValueError(f"the confidence is {confidence}; give a share between 0 and 1, for instance 0.95.")
+    if kind not in get_args(IntervalKind):
+        raise ValueError(f"the interval is {kind!r}; give one of {', '.join(get_args(IntervalKind))}.")
     score, is_positive = _as_arrays(scores, targets)
     if not (is_positive.any(0) & ~is_positive.all(0)).any():
         raise ValueError("no class has both positives and negatives. Give clips of which some have labels.")
     random = torch.Generator().manual_seed(0) if generator is None else generator
     found = _measure(score, is_positive, _draw(len(score), num_resamples, random))
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
     means = found.means()
-    intervals = {name: Interval(float(v[0]), *_quantiles(v[1:], tails)) for name, v in means.items()}
+    intervals = {name: _interval(values, confidence, kind) for name, values in means.items()}
     auc = intervals["mean_auc"]
     in_resamples, is_known = found.average_precision[1:], np.isfinite(found.average_precision[0])
+    class_intervals = [_interval(values, confidence, kind) for values in found.average_precision.T]
     return Bootstrap(
         **intervals,
         d_prime=Interval(d_prime(auc.value), d_prime(auc.low), d_prime(auc.high)),
-        class_ap=np.array([_quantiles(values, tails) for values in in_resamples.T]),
+        class_ap=np.array([(i.low, i.high) for i in class_intervals]),
         samples={name: values[1:] for name, values in means.items()},
         confidence=confidence,
         mean_left_out=float(np.isnan(in_resamples[:, is_known]).sum(1).mean()),
@@ -247,7 +253,12 @@ def _mean_known(values: FloatArray) -> FloatArray:
     return _ratio(np.where(is_known, values, 0.0).sum(1), is_known.sum(1).astype(np.float64))
 
 
-def _quantiles(values: npt.NDArray[np.float64], shares: list[float]) -> list[float]:
-    """Quantiles of the values that aren't NaN; NaN where all are."""
-    known = values[~np.isnan(values)]
-    return [float(v) for v in np.quantile(known, shares)] if len(known) else [np.nan] * len(shares)
+def _interval(values: FloatArray, confidence: float, kind: IntervalKind) -> Interval:
+    """Give the interval of a figure from its value on all clips, values[0], and in each resample."""
+    value, known = float(values[0]), values[1:][~np.isnan(values[1:])]
+    if np.isnan(value) or not len(known):
+        return Interval(value, np.nan, np.nan)
+    low, high = (float(v) for v in np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    if kind == "percentile":
+        return Interval(value, low, high)
+    return Interval(value, max(0.0, 2 * value - high), min(1.0, 2 * value - low))

@@ -47,14 +47,36 @@ def test_the_value_is_that_of_all_clips_and_lies_within_its_interval():
     )
 
 
-def test_the_interval_holds_the_confidences_share_of_the_resamples():
+def test_the_percentile_interval_holds_the_confidences_share_of_the_resamples():
     scores, targets = draw(200, 5)
     for confidence in (0.5, 0.95):
-        found = bootstrap_metrics(scores, targets, 1000, confidence)
+        found = bootstrap_metrics(scores, targets, 1000, confidence, kind="percentile")
         for name, interval in (("mean_ap", found.mean_ap), ("lwlrap", found.lwlrap)):
             inside = (found.samples[name] >= interval.low) & (found.samples[name] <= interval.high)
             assert inside.mean() == pytest.approx(confidence, abs=2e-3)
         assert found.d_prime.low == d_prime(found.mean_auc.low)
+
+
+def test_the_basic_interval_is_the_percentiles_mirrored_at_the_value_and_stays_within_0_and_1():
+    scores, targets = draw(60, 5)
+    mirrored = bootstrap_metrics(scores, targets, 300)
+    plain = bootstrap_metrics(scores, targets, 300, kind="percentile")
+    value = plain.mean_ap.value
+    assert mirrored.mean_ap.low == pytest.approx(2 * value - plain.mean_ap.high)
+    assert mirrored.mean_ap.high == pytest.approx(2 * value - plain.mean_ap.low)
+    assert ((mirrored.class_ap >= 0) & (mirrored.class_ap <= 1)).all()
+
+
+def test_the_basic_interval_holds_the_map_of_all_clips_there_are_where_classes_are_rare():
+    everything = compute_metrics(*draw(100_000, 10, 999, share=0.03)).mean_ap
+    held = {"basic": 0, "percentile": 0}
+    for seed in range(40):
+        scores, targets = draw(400, 10, seed, share=0.03)
+        for kind in ("basic", "percentile"):
+            interval = bootstrap_metrics(scores, targets, 60, kind=kind).mean_ap  # type: ignore[arg-type]
+            held[kind] += interval.low <= everything <= interval.high
+    assert held["basic"] >= 32, "about 36 of 40"
+    assert held["basic"] > held["percentile"] + 4
 
 
 def test_a_seed_gives_the_same_resamples_and_another_seed_others():
@@ -133,6 +155,8 @@ def test_what_can_t_be_resampled_is_refused():
     for confidence in (0.0, 1.0, 95.0):
         with pytest.raises(ValueError, match=f"confidence is {confidence}; give a share between 0 and 1"):
             bootstrap_metrics(scores, targets, 10, confidence)
+    with pytest.raises(ValueError, match="interval is 'bca'; give one of basic, percentile"):
+        bootstrap_metrics(scores, targets, 10, kind="bca")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no class has both positives and negatives"):
         bootstrap_metrics(scores, np.ones_like(targets), 10)
     with pytest.raises(ValueError, match="hard labels"):
