@@ -18,6 +18,7 @@ function say(text) {
 function fail(text) {
   idle();
   $("error").textContent = text;
+  $("error").scrollIntoView({ block: "nearest" });
 }
 
 function idle() {
@@ -33,6 +34,7 @@ function begin(text) {
   $("choose").disabled = $("record").disabled = true;
   $("progress").removeAttribute("value");
   say(text);
+  $("drop").scrollIntoView({ block: "nearest" });
 }
 
 /** Tags a file, or a recording as a blob with a name. */
@@ -79,7 +81,9 @@ function send(file, upload) {
     } catch {
       answer = { error: `The server answered ${sending.status} without saying why.` };
     }
-    if (sending.status !== 200) return fail(answer.error || `The server answered ${sending.status}.`);
+    if (sending.status !== 200) {
+      return fail(`${file.name}: ${answer.error || `The server answered ${sending.status}.`}`);
+    }
     idle();
     show(answer, file);
   };
@@ -105,7 +109,8 @@ function show(answer, file) {
   offer("csv", `${stem}.csv`, toCsv(answer), "text/csv");
   const best = answer.top[0];
   say(`Done: ${readable(best.name)}, ${best.score.toFixed(2)}`);
-  $("result").scrollIntoView({ block: "nearest" });
+  const isBelow = $("result").getBoundingClientRect().top > 0.6 * innerHeight;
+  if (isBelow) $("result").scrollIntoView({ block: "start" });
 }
 
 function link(blob) {
