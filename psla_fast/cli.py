@@ -9,9 +9,12 @@ from typing import Annotated
 
 import tyro
 
+from psla_fast.commands.average import average
 from psla_fast.commands.enhance import enhance_labels
+from psla_fast.commands.ensemble import ensemble
 from psla_fast.commands.import_psla import import_psla
 from psla_fast.commands.pack import pack
+from psla_fast.commands.rounds import run_recipe
 from psla_fast.commands.verify import verify
 from psla_fast.commands.weights import weights
 from psla_fast.distributed import DeviceName
@@ -38,80 +41,40 @@ class EvaluateCommand:
     """Autocast, as in training."""
     device: DeviceName = "auto"
     """auto takes the GPU where there is one."""
+    per_class: Path | None = None
+    """CSV to write, a row a class: positives, AP, AUC, d', lwlrap; precision, recall, F1 at a threshold."""
+    bootstrap: int = 0
+    """Resamples of the clips, for instance 1000, for 95 % intervals of the figures; 0: none."""
+    thresholds: Path | None = None
+    """Score file of the validation split: precision, recall and F1 at the thresholds that are best there."""
 
 
 def evaluate(arguments: list[str]) -> None:
     """Evaluate a checkpoint on a split."""
     command = parse_flags(EvaluateCommand, arguments, "psla-fast evaluate")
+    from psla_fast.commands.measures import prepare_measures, print_measures
     from psla_fast.evaluate import evaluate_checkpoint, save_evaluation
+    from psla_fast.metrics import compute_lwlrap
     from psla_fast.shards import join
 
     data = join(command.data, command.split) if command.split else command.data
     if command.out.is_dir() or not command.out.resolve().parent.is_dir():
         raise ValueError(f"--out {command.out} can't be written: give a file in a folder that is there.")
+    asked = prepare_measures(command.checkpoint, command.per_class, command.bootstrap, command.thresholds)
     result = evaluate_checkpoint(
         command.checkpoint, data, command.batch_size, command.precision, command.device
     )
     save_evaluation(command.out, result)
     metrics = result.metrics
     print(metrics)
+    print(f"lwlrap: {compute_lwlrap(result.scores, result.targets).lwlrap:.6f}")
+    only_positive = metrics.num_auc_skipped - metrics.num_skipped
+    no_auc = f", {only_positive} without negatives out of the AUC" if only_positive else ""
     print(
         f"{len(result.keys)} clips; mean over {metrics.num_classes} classes, {metrics.num_skipped} without "
-        f"positives left out; scores are in {command.out}"
+        f"positives left out{no_auc}; scores are in {command.out}"
     )
-
-
-@dataclass(frozen=True)
-class AverageCommand:
-    """Average the weights of checkpoints of one model into one checkpoint."""
-
-    checkpoints: tyro.conf.Positional[tuple[Path, ...]]
-    """Checkpoints, for instance RUN/checkpoints/epoch_0*.pt."""
-    out: Path
-    """Checkpoint to write."""
-
-
-def average(arguments: list[str]) -> None:
-    """Average checkpoints' weights."""
-    command = parse_flags(AverageCommand, arguments, "psla-fast average")
-    from psla_fast.checkpoint import save_checkpoint
-    from psla_fast.train.averaging import average_checkpoints
-
-    card, state, epoch = average_checkpoints(command.checkpoints)
-    save_checkpoint(command.out, card, state, epoch)
-    print(f"averaged {len(command.checkpoints)} checkpoints into {command.out}")
-
-
-@dataclass(frozen=True)
-class EnsembleCommand:
-    """Score checkpoints or score files on one split, and the mean of their scores."""
-
-    members: tyro.conf.Positional[tuple[Path, ...]]
-    """Checkpoints or score files (HDF5), in any mix."""
-    data: str
-    """A packed split, for instance SHARDS/eval, or its URL."""
-    batch_size: int = 32
-    """Clips scored at once, 1 or more."""
-    precision: Precision = "auto"
-    """Autocast, as in training."""
-    device: DeviceName = "auto"
-    """auto takes the GPU where there is one."""
-
-
-def ensemble(arguments: list[str]) -> None:
-    """Print PSLA's ensemble summary."""
-    command = parse_flags(EnsembleCommand, arguments, "psla-fast ensemble")
-    from psla_fast.ensemble import ensemble_members
-
-    lines = []
-    results = ensemble_members(
-        command.members, command.data, command.batch_size, command.precision, command.device
-    )
-    for number, (path, metrics) in enumerate(results):
-        name = f"Model {number} {path}" if path else f"Ensemble {number} Models"
-        lines.append(f"{name} {metrics}")
-    print("---------------Ensemble Result Summary---------------")
-    print("\n".join(lines))
+    print_measures(asked, result)
 
 
 def report(arguments: list[str]) -> None:
@@ -194,6 +157,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], None], str]] = {
     "evaluate": (evaluate, "checkpoint + shards -> mAP, AUC, d-prime and a score file"),
     "import": (import_psla, "PSLA's official weights -> a checkpoint"),
     "enhance": (enhance_labels, "scores + labels + ontology -> label sets with what annotators missed"),
+    "recipe": (
+        run_recipe,
+        "shards -> round 1, enhanced labels, round 2 with several seeds, ensembles, report",
+    ),
     "average": (average, "checkpoints -> one with the mean of their weights"),
     "ensemble": (ensemble, "checkpoints or score files -> PSLA's ensemble summary"),
     "tag": (tag, "audio files, folders, or raw PCM on stdin -> top classes: text, JSON, CSV, timeline"),

@@ -23,6 +23,9 @@ class AverageConfig:
     batch_norm_clips: int = 0
     """Training clips, of draws beyond the last epoch's, over which BatchNorm's statistics of averaged weights
     are measured anew. 0: they are averaged like the weights, which is PSLA's."""
+    upstream: bool = False
+    """Count the first epoch of the average twice, as upstream's code does in training; to compare with it
+    only."""
 
     def __post_init__(self) -> None:
         """Refuse an empty range and values out of range."""
@@ -65,6 +68,13 @@ class RunningMean:
             else:
                 self._mean[name] += (value.double() - self._mean[name]) / (self.count + 1)
         self.count += 1
+
+    def copy(self) -> "RunningMean":
+        """Give a mean that goes on apart from this one."""
+        other = RunningMean()
+        other.count, other._dtype = self.count, dict(self._dtype)
+        other._mean = {name: value.clone() for name, value in self._mean.items()}
+        return other
 
     def mean(self) -> dict[str, Tensor]:
         """Give the mean in the tensors' own types; raises ValueError where nothing was added."""
@@ -129,27 +139,29 @@ def average_checkpoints(paths: Sequence[Path]) -> tuple[Card, dict[str, Tensor],
     """
     if not paths:
         raise ValueError("no checkpoint given. Pass two or more.")
-    mean = RunningMean()
-    first: Card | None = None
-    epoch = 0
+    mean, first, epoch = RunningMean(), load_checkpoint(paths[0]).card, 0
     for path in paths:
-        checkpoint = load_checkpoint(path)
-        if first is None:
-            first = checkpoint.card
-        elif _alike(checkpoint.card) != _alike(first):
-            raise ValueError(
-                f"{path} has other classes, input or layers than {paths[0]}; can't average them."
-            )
-        try:
-            mean.add(checkpoint.state)
-        except ValueError as error:
-            raise ValueError(f"{path} is another model than {paths[0]}: {error}") from error
-        epoch = max(epoch, checkpoint.epoch)
-    assert first is not None
+        epoch = max(epoch, add_checkpoint(mean, path, first, paths[0]))
     return first, mean.mean(), epoch
+
+
+def add_checkpoint(mean: RunningMean, path: Path, card: Card, source: Path) -> int:
+    """Add a checkpoint's weights to a mean of `source`'s model and its like; returns its epoch.
+
+    Raises ValueError where it is of another model.
+    """
+    checkpoint = load_checkpoint(path)
+    if _alike(checkpoint.card) != _alike(card):
+        raise ValueError(f"{path} has other classes, input or layers than {source}; can't average them.")
+    try:
+        mean.add(checkpoint.state)
+    except ValueError as error:
+        raise ValueError(f"{path} is another model than {source}: {error}") from error
+    return checkpoint.epoch
 
 
 def _alike(card: Card) -> tuple[object, ...]:
     """What the models to average must share."""
     model = card.model
-    return card.classes, card.input, card.fbank, model.name, model.num_heads, model.same_padding
+    layers = model.name, model.num_heads, model.same_padding, model.pooling, model.mask_padding
+    return card.classes, card.input, card.fbank, layers

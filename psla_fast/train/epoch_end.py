@@ -81,6 +81,8 @@ class EpochEnd:
         weights = model.state_dict()
         if self.config.wa.start <= epoch <= self.config.wa.end:
             state.weights.add(weights)
+            if self.config.wa.upstream and state.weights.count == 1:
+                state.weights.add(weights)
         checkpoints = self.folder.checkpoints
         is_best = not state.best.epoch or metrics[0].mean_ap > state.best.metrics[0].mean_ap
         if is_best:
