@@ -92,15 +92,20 @@ def write_per_class(
     best = "best_" if thresholds is None else ""
     chosen = compute_thresholds(scores, targets) if thresholds is None else thresholds
     decisions = measure_decisions(scores, targets, chosen)
+    decided = {
+        f"{best}threshold": chosen,
+        f"{best}precision": decisions.precision,
+        f"{best}recall": decisions.recall,
+        f"{best}F1": decisions.f1,
+    }
+    if best:  # the best threshold of a class without positives is a guess
+        decided = {name: np.where(figures.num_positive > 0, v, np.nan) for name, v in decided.items()}
     columns = {
         "AP": figures.average_precision,
         "AUC": figures.roc_auc,
         "d_prime": np.array([d_prime(auc) for auc in figures.roc_auc]),
         "lwlrap": ranking.class_lwlrap,
-        f"{best}threshold": np.where(figures.num_positive > 0, chosen, np.nan) if best else chosen,
-        f"{best}precision": decisions.precision,
-        f"{best}recall": decisions.recall,
-        f"{best}F1": decisions.f1,
+        **decided,
     }
     if intervals is not None:
         columns |= {"AP_low": intervals.class_ap[:, 0], "AP_high": intervals.class_ap[:, 1]}

@@ -1,16 +1,27 @@
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from psla_fast.metrics import average_precision, compute_metrics, d_prime, roc_auc
+from psla_fast.metrics import (
+    Metrics,
+    average_precision,
+    compute_lwlrap,
+    compute_metrics,
+    d_prime,
+    measure_classes,
+    roc_auc,
+)
+from psla_fast.metrics.on_device import measure_on_device
 
 Array = npt.NDArray[Any]
 
@@ -221,3 +232,98 @@ def test_metrics_are_printed_as_pslas_line() -> None:
     metrics = compute_metrics(rng.random((50, 3)), rng.integers(0, 2, (50, 3)))
     expected = f"mAP: {metrics.mean_ap:.6f}, AUC: {metrics.mean_auc:.6f}, d-prime: {metrics.d_prime:.6f}"
     assert str(metrics) == expected
+
+
+def test_classes_left_out_of_the_auc_are_counted_apart():
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((50, 6)), rng.integers(0, 2, (50, 6))
+    targets[:, 1], targets[:, 2], targets[:, 3] = 0, 1, 1
+    metrics = compute_metrics(scores, targets)
+    assert (metrics.num_classes, metrics.num_skipped, metrics.num_auc_skipped) == (5, 1, 3)
+
+
+def test_records_from_before_classes_without_an_auc_were_counted_can_be_read():
+    before = {"mean_ap": 0.5, "mean_auc": 0.9, "mean_precision": 0.1, "mean_recall": 0.2, "d_prime": 1.8}
+    assert Metrics(**before, num_classes=4, num_skipped=1).num_auc_skipped == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_tensors_have_the_figures_of_their_values(dtype: torch.dtype):
+    scores = torch.rand(300, 20, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    targets = torch.rand(300, 20, generator=torch.Generator().manual_seed(1)) < 0.2
+    expected = compute_metrics(scores.detach().double().numpy(), targets.numpy())
+    assert compute_metrics(scores, targets) == expected
+    assert compute_metrics(scores, targets.float()) == expected
+    on_device = measure_on_device(scores.detach(), targets)
+    assert np.nanmean(on_device[1]) == pytest.approx(expected.mean_ap, abs=1e-12)
+    assert np.nanmean(on_device[2]) == pytest.approx(expected.mean_auc, abs=1e-12)
+
+
+def test_a_devices_classes_are_measured_some_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("psla_fast.metrics.on_device.VALUES_A_PIECE", 700)
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((100, 30)).astype(np.float32), rng.random((100, 30)) < 0.1
+    targets[:, 4] = False
+    here = measure_classes(scores, targets)
+    there = measure_on_device(torch.from_numpy(scores), torch.from_numpy(targets))
+    for name, figures in zip(vars(here), there, strict=True):
+        np.testing.assert_allclose(figures, getattr(here, name), atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ((torch.zeros(4, 2), torch.zeros(2, 4)), r"must both be \(N, C\)"),
+        ((torch.full((4, 2), torch.nan), torch.zeros(4, 2)), "score of clip 0, class 0 is nan"),
+        ((torch.zeros(4, 2), torch.full((4, 2), 0.5)), "target of clip 0, class 0 is 0.5"),
+    ],
+)
+def test_a_device_refuses_what_arrays_are_refused_for(wrong: tuple[Any, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        measure_on_device(*wrong)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_a_device_measures_nothing_of_nothing(shape: tuple[int, int]):
+    assert np.isnan(measure_on_device(torch.zeros(shape), torch.zeros(shape))[1:]).all()
+
+
+def test_threads_give_what_one_gives(monkeypatch: pytest.MonkeyPatch):
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((200, 100)), rng.random((200, 100)) < 0.1
+    alone = measure_classes(scores, targets)
+    monkeypatch.setattr("psla_fast.metrics.threads.VALUES_A_THREAD", 1)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 3)
+    together = measure_classes(scores, targets)
+    for name, expected in vars(alone).items():
+        np.testing.assert_array_equal(getattr(together, name), expected)
+    scores[7, 90], scores[150, 40] = math.nan, math.inf
+    with pytest.raises(ValueError, match="clip 150, class 40 is inf"):
+        measure_classes(scores, targets)
+
+
+def test_memory_does_not_grow_with_the_classes():
+    def own_peak(num_classes: int) -> int:
+        rng = np.random.default_rng(0)
+        scores = rng.random((4000, num_classes), np.float32)
+        targets = (scores > 0.95).astype(np.float32)
+        tracemalloc.start()
+        measure_classes(scores, targets)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    own_peak(32)  # what is made once
+    assert own_peak(400) < 1.3 * own_peak(32)
+    assert own_peak(400) < 4 * 4000 * 400, "less than the scores themselves"
+
+
+def test_read_only_and_strided_arrays_are_measured_as_they_are():
+    rng = np.random.default_rng(0)
+    scores, targets = rng.random((100, 8)), rng.integers(0, 2, (100, 8))
+    expected, lwlrap = compute_metrics(scores[::2, ::-1], targets[::2, ::-1]), compute_lwlrap(scores, targets)
+    for array in (scores, targets):
+        array.flags.writeable = False
+    assert compute_metrics(scores[::2, ::-1].copy(), targets[::2, ::-1].copy()) == expected
+    assert compute_metrics(scores[::2, ::-1], targets[::2, ::-1]) == expected
+    assert compute_lwlrap(scores, targets).lwlrap == lwlrap.lwlrap
