@@ -35,12 +35,13 @@ def demo(arguments: list[str]) -> None:
     best = f"{run}/checkpoints/best.pt"
     print(f"building a synthetic FSD50K of {command.clips} clips in {data}", flush=True)
     write_synthetic_fsd50k(Path(data), command.clips, command.seed)
+    sound = str(min(Path(data, "FSD50K.eval_audio").iterdir()))
     for step, words in (
         (pack, ["pack", "fsd50k", data, shards]),
         (train, ["train", "demo", "--data.shards", shards, "--run", run, "--seed", str(command.seed)]),
         (evaluate, ["evaluate", best, f"{shards}/eval", "--out", f"{run}/scores/eval_best.h5"]),
         (ensemble, ["ensemble", best, f"{run}/checkpoints/wa.pt", "--data", f"{shards}/eval"]),
-        (tag, ["tag", f"{data}/FSD50K.eval_audio", "--checkpoint", best, "--top", "3"]),
+        (tag, ["tag", sound, "--checkpoint", best, "--top", "3"]),
         (report, ["report", run, "--out", f"{run}/report.html"]),
     ):
         print(f"\n$ psla-fast {shlex.join(words)}", flush=True)
