@@ -34,6 +34,7 @@ ROWS = {  # what a run starts from, and flags after `small_cpu finetune`
     "ImageNet, finetune": ("imagenet", ()),
     "tagger, all trained alike": ("tagger", ALL_ALIKE),
     "tagger, finetune": ("tagger", ()),
+    "tagger, finetune, backbone at 0.3": ("tagger", ("--optim.backbone-lr-factor=0.3",)),
     "tagger, head alone": ("tagger", ("--optim.freeze-epochs=1000",)),
 }
 
