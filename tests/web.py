@@ -30,7 +30,7 @@ from psla_fast.serve.guard import Hosts
 from psla_fast.serve.server import build_server
 from psla_fast.tagger import Tagger
 
-HALF_A_MINUTE = 30.0
+TWO_MINUTES = 120.0
 HOSTILE = Classes(
     ("/m/a", "/m/b", "/m/c", "/m/d"),
     ("Dog_bark", "<img src=x onerror=document.title='hit'>", "=1+1", 'Music, "live"'),
@@ -73,7 +73,7 @@ class Running:
     def ask(self, content: bytes, name: str = "sound.wav", query: str = "", **options: Any) -> httpx.Response:
         """Upload a file as a form does."""
         return httpx.post(
-            f"{self.url}/api/tag{query}", files={"file": (name, content)}, timeout=HALF_A_MINUTE, **options
+            f"{self.url}/api/tag{query}", files={"file": (name, content)}, timeout=TWO_MINUTES, **options
         )
 
     def refusal(self, content: bytes, status: int, name: str = "sound.wav") -> str:
@@ -107,7 +107,7 @@ def running(tagger: Tagger, limits: Limits) -> Iterator[Running]:
         yield Running(f"http://127.0.0.1:{bound.getsockname()[1]}", tagger, limits)
     finally:
         server.should_exit = True
-        thread.join(HALF_A_MINUTE)
+        thread.join(TWO_MINUTES)
         bound.close()
         assert not thread.is_alive()
 
@@ -130,7 +130,7 @@ class Command:
     def interrupt(self) -> int:
         """Press Ctrl-C, and give the exit status."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(HALF_A_MINUTE)
+        return self.process.wait(TWO_MINUTES)
 
 
 @contextlib.contextmanager
