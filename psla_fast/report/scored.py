@@ -50,6 +50,8 @@ def read_scored(run: Run, role: str) -> tuple[Scored | None, list[str]]:
     if run.classes and file.scores.shape[1] != len(run.classes):
         raise ValueError(f"{path} has scores of {file.scores.shape[1]} classes, not {len(run.classes)}.")
     found = {"ensemble": file.scores, **_read_best_epoch(run, role)}
+    if not all(np.isfinite(scores).all() for scores in found.values()):
+        raise ValueError(f"{path} holds scores that aren't finite. Train again from before they came.")
     notes = []
     for kind in KINDS:
         checkpoint = run.path / "checkpoints" / f"{kind}.pt"

@@ -135,6 +135,18 @@ def test_runs_scored_on_other_clips_are_named(tmp_path: Path):
     assert known == [int(example["key"][4:]) < 20 for example in examples]
 
 
+def test_what_happened_in_a_run_is_told(tmp_path: Path):
+    run = write_run(tmp_path / "a")
+    with open(run / "metrics.jsonl", "a") as log:
+        log.write(
+            '{"epoch": 2, "skipped": 3}\n{"epoch": 3, "first_step": 1, "not_finite": 1, "clips": ["<b>"]}\n'
+        )
+    page = page_of(run)
+    assert "epoch 2: 3 clips couldn&#39;t be read; other draws stood in" in page
+    assert "epoch 3, step 1: 1 losses weren&#39;t finite (&lt;b&gt;)" in page
+    assert "What happened" not in page_of(write_run(tmp_path / "b"))
+
+
 def test_a_damaged_score_file_is_one_line(tmp_path: Path):
     run = write_run(tmp_path / "a")
     with h5py.File(run / "scores/eval.h5", "a") as file:

@@ -11,10 +11,6 @@ function groupAp(group, kind, index) {
   return values.length ? mean(values) : null;
 }
 
-function apCell(value, group) {
-  return el("span", { class: `ap ${colour(group)}`, "--ap": known(value) ? value : 0 }, el("span", { text: fixed(3)(value) }));
-}
-
 function classColumns(kind) {
   const one = data.groups.length === 1;
   const counts = ROLES.filter((role) => data.positives[role]).map((role) => ({
@@ -28,7 +24,7 @@ function classColumns(kind) {
   const figures = shown.map(({ label, kind: name, group }) => ({
     label, title: one ? null : `AP, ${data.kinds[name].toLowerCase()}${data.groups[group].members.length > 1 ? ", mean of the seeds" : ""}`,
     value: (index) => groupAp(data.groups[group], name, index),
-    show: (index) => apCell(groupAp(data.groups[group], name, index), group),
+    show: (index) => fixed(3)(groupAp(data.groups[group], name, index)), bar: group,
   }));
   if (data.groups.length === 2) {
     const value = (index) => {

@@ -26,7 +26,7 @@ const short = (value) => (known(value) ? String(Number(value.toPrecision(3))) : 
 /** Text that may break after each underscore or slash. */
 function breakable(text) {
   const pieces = text.split(/(?<=[_/])(?=.)/u);
-  return el("span", {}, ...pieces.flatMap((piece, n) => (n ? [el("wbr"), piece] : [piece])));
+  return pieces.length < 2 ? text : el("span", {}, ...pieces.flatMap((piece, n) => (n ? [el("wbr"), piece] : [piece])));
 }
 
 const colour = (group) => `c${group % 8}${group < 8 ? "" : " hollow"}`;

@@ -1,16 +1,16 @@
 // The heat map of confused classes: rows are labels that clips carry, columns classes that they don't.
 
-const [SMALLEST, LARGEST] = [18, 28];
+const [SMALLEST, LARGEST] = [17, 28];
 
 function heatMap(host, legend, confusion) {
   const names = confusion.classes.map((index) => data.classes[index].name);
   legend.replaceChildren();
   if (!names.length) { host.replaceChildren(el("p", { class: "muted", text: "No class scores on clips without it." })); return; }
   const room = host.parentNode.clientWidth;
-  const cut = (name) => { const most = room < 480 ? 14 : 24; return name.length > most ? `${name.slice(0, most - 1)}…` : name; };
+  const cut = (name) => { const most = room < 480 ? 14 : 20; return name.length > most ? `${name.slice(0, most - 1)}…` : name; };
   const lengths = names.map((name) => cut(name).length);
-  const left = 14 + 7.1 * Math.max(...lengths), top = 14 + 5.5 * Math.max(...lengths);
-  const right = Math.max(4, ...lengths.map((length, n) => 4.7 * length - SMALLEST * (names.length - n - 0.5)));
+  const left = 14 + 7.1 * Math.max(...lengths), top = 14 + 6.2 * Math.max(...lengths);
+  const right = Math.max(4, ...lengths.map((length, n) => 3.7 * length - SMALLEST * (names.length - n - 0.5)));
   const size = Math.floor(Math.max(SMALLEST, Math.min(LARGEST, (room - left - right) / names.length)));
   const width = left + size * names.length + right, height = top + size * names.length + 4;
   const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "Heat map of confused classes" });
@@ -24,7 +24,7 @@ function heatMap(host, legend, confusion) {
   names.forEach((name, row) => {
     const y = top + size * row, x = left + size * row;
     svg.append(draw("text", { class: "name", x: left - 8, y: y + size / 2 + 3, "text-anchor": "end", text: cut(name) }));
-    svg.append(draw("text", { class: "name", transform: `translate(${x + size / 2 + 3} ${top - 8}) rotate(-50)`, text: cut(name) }));
+    svg.append(draw("text", { class: "name", transform: `translate(${x + size / 2 + 3} ${top - 8}) rotate(-60)`, text: cut(name) }));
     names.forEach((_, column) => {
       const value = confusion.cells[row][column];
       const strength = known(value) ? Math.min(1, value / (confusion.highest || 1)) : 0;

@@ -1,7 +1,10 @@
 // A table that is sorted by its headings (click, or Enter on one) and searched.
 
+const inOrder = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
+
 /**
- * columns: {label, title, value(row), show(row) -> text or node, text: it isn't numbers}. Unknown values stay last.
+ * columns: {label, title, value(row), show(row) -> text or node, text: it isn't numbers, bar: the group whose colour
+ * a bar of the value has}. Unknown values stay last.
  * Gives {update(columns, rows), search(text)}; `counted(shown, all)` is told how many rows are left.
  */
 function sortableTable(table, counted) {
@@ -11,14 +14,12 @@ function sortableTable(table, counted) {
 
   const arrange = () => {
     const { column, falling } = sorted;
-    const of = columns[column].value;
-    const compare = (a, b) => {
-      const [x, y] = [of(a.row), of(b.row)];
-      if (!known(x) || !known(y)) return Number(!known(x)) - Number(!known(y)) || a.number - b.number;
-      const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true, sensitivity: "base" }) : x - y;
+    for (const entry of entries) entry.key = columns[column].value(entry.row);
+    entries.sort((a, b) => {
+      if (!known(a.key) || !known(b.key)) return Number(!known(a.key)) - Number(!known(b.key)) || a.number - b.number;
+      const order = columns[column].text ? inOrder.compare(a.key, b.key) : a.key - b.key;
       return (falling ? -order : order) || a.number - b.number;
-    };
-    entries.sort(compare);
+    });
     body.append(...entries.map((entry) => entry.line));
     [...head.rows[0].cells].forEach((cell, index) =>
       cell.setAttribute("aria-sort", index !== column ? "none" : falling ? "descending" : "ascending"));
@@ -51,9 +52,9 @@ function sortableTable(table, counted) {
       const cells = columns.map((column, index) => {
         const shown = column.show(row);
         const tag = index ? "td" : "th";
-        const cell = el(tag, { class: column.text ? "" : "num", scope: index ? null : "row", dir: column.text ? "auto" : null });
-        cell.append(shown);
-        return cell;
+        if (column.text) return el(tag, { scope: index ? null : "row", dir: "auto" }, shown);
+        if (column.bar === undefined) return el(tag, { class: "num" }, shown);
+        return el(tag, { class: `num ap ${colour(column.bar)}`, "--ap": column.value(row) || 0 }, shown);
       });
       const words = columns.filter((column) => column.text).map((column) => column.value(row)).join(" ").toLowerCase();
       return { row, number, words, line: el("tr", {}, ...cells) };
