@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,11 @@ def browser() -> "Iterator[Browser]":
         started.close()
 
 
+@cache
+def render(runs: tuple[Path, ...], title: str) -> str:
+    return render_page(build_report(runs, ReportOptions(title=title)))
+
+
 class Opener:
     """Opens pages of runs, and keeps what they say on the console or ask of others."""
 
@@ -36,7 +42,7 @@ class Opener:
         self.written = ""
 
     def __call__(self, *runs: Path, width: int = 1280, scheme: str = "light", title: str = "") -> "Page":
-        self.written = render_page(build_report(runs, ReportOptions(title=title)))
+        self.written = render(runs, title)
         self.path.write_text(self.written)
         context = self.browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True
