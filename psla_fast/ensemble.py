@@ -192,9 +192,10 @@ def _read_ordered(path: Path, shards: Shards) -> Scores:
         is_there[rows[known]] = True
     if unknown or not is_there.all():
         missing = np.flatnonzero(~is_there)
-        example = f"{unknown[0]} is not in the data"
         if len(missing):
             example = f"{shards.keys[missing[0]]} has no scores"
+        else:
+            example = f"{unknown[0]} is not in the data"
         raise ValueError(
             f"{path}: {len(missing)} clips missing, {len(unknown)} unknown ({example}). Give scores of "
             f"{shards.location}."

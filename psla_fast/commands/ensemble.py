@@ -82,6 +82,7 @@ def _pair(command: EnsembleCommand) -> list[Path]:
         raise ValueError("--fit-scores are for --fit VAL_SPLIT. Give that, too.")
     if not command.fit:
         return []
+    refuse_eval(command.fit, "--fit")
     if command.weights:
         raise ValueError("--weights and --fit both say how members count. Give one of them.")
     of_files = [path for path in command.members if is_score_file(path)]
@@ -96,7 +97,6 @@ def _pair(command: EnsembleCommand) -> list[Path]:
 
 
 def _fit(command: EnsembleCommand, members: Sequence[Path], measured: Shards, scoring: Scoring) -> Fit:
-    refuse_eval(command.fit, "--fit")
     with open_shards(command.fit) as validation:
         refuse_shared_clips(validation.keys, measured.keys, f"--fit {command.fit} and --data {command.data}")
         if validation.classes.mids != measured.classes.mids:
