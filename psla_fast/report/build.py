@@ -19,7 +19,7 @@ from psla_fast.report.runs import KINDS, Run, read_runs
 from psla_fast.report.scored import Scored, read_scored, score_missing
 from psla_fast.report.tables import build_results, build_tiles
 from psla_fast.report.views import view_run
-from psla_fast.shards import join
+from psla_fast.shards import join, open_shards
 
 MOST_EXAMPLES = 60
 
@@ -71,9 +71,7 @@ def build_report(paths: Sequence[Path], options: ReportOptions) -> dict[str, Any
     material.notes += note
     positives = _positives(material)
     main = next((scored for scored in material.scored if scored), None)
-    num_clips = len(main.keys) if main else 0
-    train = material.counts.get("train")
-    published = compare_with_psla(material.classes, role, num_clips, train.num_clips if train else None)
+    published = compare_with_psla(material.classes, role, _scored_on(material), _trained_on(material))
     title = options.title or ", ".join(group.name for group in groups)
     views = [
         view_run(run, scored, role, next(n for n, group in enumerate(groups) if number in group.members))
@@ -205,6 +203,30 @@ def _positives(material: Material) -> dict[str, np.ndarray[Any, np.dtype[np.int6
     if main:
         positives[material.role] = (main.targets != 0).sum(axis=0, dtype=np.int64)
     return positives
+
+
+def _scored_on(material: Material) -> set[int]:
+    """Give the numbers of clips that the runs were scored on."""
+    sizes = {len(scored.keys) for scored in material.scored if scored}
+    counts = material.counts.get(material.role)
+    return sizes or ({counts.num_clips} if counts else set())
+
+
+def _trained_on(material: Material) -> set[int]:
+    """Give the numbers of clips that the runs were trained on, as far as their shards are there."""
+    splits = {
+        (location, run.split_name("train"))
+        for run, location in zip(material.runs, material.shards, strict=True)
+        if location
+    }
+    sizes = set()
+    for location, name in splits:
+        try:
+            with open_shards(join(location, name)) as split:
+                sizes.add(len(split))
+        except ValueError:  # what of a run's shards is missing is said by its counts
+            continue
+    return sizes
 
 
 def _sizes(material: Material) -> dict[str, int]:

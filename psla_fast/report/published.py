@@ -1,5 +1,6 @@
 """Published: PSLA's figures (Gong, Chung, Glass 2021), and whether a run's may be set beside them."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,30 +34,34 @@ PSLA = (
 
 
 def compare_with_psla(
-    classes: Classes | None, role: str, num_clips: int, num_train: int | None
+    classes: Classes | None, role: str, scored: Collection[int], trained: Collection[int]
 ) -> list[dict[str, Any]]:
-    """Give each published row, with `reason` why it can't be compared with a run; empty where it can.
+    """Give each published row, with `reason` why it can't be compared with all runs; empty where it can.
 
-    role says which split is shown, num_clips its size, num_train the training clips (None: not known).
+    role says which split is shown; scored and trained are the clips that the runs were scored and trained on:
+    where the latter aren't known, the classes and the former decide.
     """
     rows = []
     for figures in PSLA:
-        reason = _reason(figures, classes, role, num_clips, num_train)
-        plain = {key: value for key, value in asdict(figures).items() if key not in ("class_list",)}
-        rows.append({**plain, "reason": reason})
+        plain = {key: value for key, value in asdict(figures).items() if key != "class_list"}
+        rows.append({**plain, "reason": _reason(figures, classes, role, scored, trained)})
     return rows
 
 
 def _reason(
-    figures: Published, classes: Classes | None, role: str, num_clips: int, num_train: int | None
+    figures: Published, classes: Classes | None, role: str, scored: Collection[int], trained: Collection[int]
 ) -> str:
     if classes is None or set(classes.mids) != set(find_classes(figures.class_list).mids):
         return "other classes"
     if role != "eval":
         return "another split"
-    if not ENOUGH * figures.eval_clips <= num_clips <= figures.eval_clips:
-        return f"other clips: {num_clips:,} instead of {figures.eval_clips:,}"
+    if not scored:
+        return "number of clips not known"
+    for num_clips in scored:
+        if not ENOUGH * figures.eval_clips <= num_clips <= figures.eval_clips:
+            return f"other clips: {num_clips:,} instead of {figures.eval_clips:,}"
     least, most = figures.train_clips
-    if num_train is not None and not least <= num_train <= most:
-        return f"trained on other clips: {num_train:,}"
+    for num_clips in trained:
+        if not least <= num_clips <= most:
+            return f"trained on other clips: {num_clips:,}"
     return ""

@@ -80,12 +80,12 @@ def test_spreads_are_written_with_their_sample_deviation():
 
 
 def test_pslas_figures_stand_beside_a_run_only_on_the_same_data():
-    def reasons(classes: Classes | None, role: str, clips: int, train: int | None) -> list[str]:
-        return [row["reason"] for row in compare_with_psla(classes, role, clips, train)]
+    def reasons(classes: Classes | None, role: str, clips: int, *train: int) -> list[str]:
+        return [row["reason"] for row in compare_with_psla(classes, role, [clips], train)]
 
     fsd50k, audioset = find_classes("fsd50k"), find_classes("audioset")
     assert reasons(fsd50k, "eval", 10_231, 36_796) == ["other classes", "other classes", ""]
-    assert reasons(fsd50k, "eval", 10_231, None)[2] == ""
+    assert reasons(fsd50k, "eval", 10_231)[2] == ""
     assert reasons(fsd50k, "val", 10_231, 36_796)[2] == "another split"
     assert reasons(fsd50k, "eval", 255, 926)[2] == "other clips: 255 instead of 10,231"
     assert reasons(fsd50k, "eval", 10_231, 926)[2] == "trained on other clips: 926"
@@ -93,6 +93,9 @@ def test_pslas_figures_stand_beside_a_run_only_on_the_same_data():
     assert reasons(audioset, "eval", 19_000, 1_950_000)[:2] == ["", "trained on other clips: 1,950,000"]
     assert reasons(make_classes(200), "eval", 10_231, 36_796) == ["other classes"] * 3
     assert reasons(None, "eval", 10_231, 36_796) == ["other classes"] * 3
+    assert reasons(fsd50k, "eval", 10_231, 36_796, 926)[2] == "trained on other clips: 926"  # one of two runs
+    assert compare_with_psla(fsd50k, "eval", [10_231, 99], [])[2]["reason"].startswith("other clips: 99 ")
+    assert compare_with_psla(fsd50k, "eval", [], [36_796])[2]["reason"] == "number of clips not known"
 
 
 @pytest.mark.parametrize("epochs", [0, 2])
