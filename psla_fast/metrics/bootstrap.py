@@ -9,17 +9,19 @@ once; then its AP and AUC in all resamples follow from sums of those counts betw
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
 
 from psla_fast.metrics.inputs import FloatArray, Values, as_array, as_checked_tensors
 from psla_fast.metrics.label_ranking import rank_labels
 from psla_fast.metrics.means import d_prime
 from psla_fast.metrics.threads import map_in_threads
+
+if TYPE_CHECKING:  # takes a fifth of a second, which only the bootstrap needs
+    from scipy.sparse import csr_array
 
 COUNTS_AT_ONCE = 2**21  # a float32 a clip and resample: 8 MB, which stay in the processor's cache
 LARGEST_SUM = 2**24  # up to which float32 holds every integer
@@ -167,8 +169,8 @@ class _Ranking:
     """
 
     positives: npt.NDArray[np.int64]
-    between: csr_array
-    tied: csr_array | None
+    between: "csr_array"
+    tied: "csr_array | None"
     first: npt.NDArray[np.int64] | None
 
 
@@ -189,8 +191,10 @@ def _rows(
     starts: npt.NDArray[np.int64],
     ends: npt.NDArray[np.int64],
     num_clips: int,
-) -> csr_array:
+) -> "csr_array":
     """Build the matrix (P, N) whose row p has ones at clips[starts[p]:ends[p]]."""
+    from scipy.sparse import csr_array
+
     sizes = ends - starts
     indptr = np.concatenate(([0], sizes.cumsum()))
     chosen = clips[np.arange(indptr[-1]) + (starts - indptr[:-1]).repeat(sizes)].astype(np.int32)
