@@ -10,7 +10,7 @@ from psla_fast.augment import InputSpec
 from psla_fast.checkpoint import Card, Checkpoint, save_checkpoint
 from psla_fast.classes import Classes
 from psla_fast.fbank import FbankConfig
-from psla_fast.models import Backbone, ModelConfig, TaggerNet, build_model, register
+from psla_fast.models import Backbone, ModelConfig, Pooling, TaggerNet, build_model, register
 from tests.makers import CLASSES
 
 SPEC = InputSpec(clip_frames=64, num_mels=128, pad_value=-15.94, mean=-7.5, std=5.0)
@@ -36,16 +36,24 @@ def build_small(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Modu
     return TaggerNet(Backbone(SmallBackbone(), NUM_CHANNELS, num_mels), num_classes, config)
 
 
-def shake(model: nn.Module) -> nn.Module:
-    """Give weights that let the input through: a fresh network's scores hardly vary."""
+def shake(model: nn.Module, num_mels: int) -> nn.Module:
+    """Fit a fresh network's BatchNorms to the range of its maps, as training does, and widen its scores.
+
+    Without, its scores hardly vary; and with random weights that let more through, rounding grows on its way.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_var.uniform_(0.5, 1.5)
-            module.running_mean.normal_(0, 0.1)
-            module.num_batches_tracked.fill_(7)
-        elif isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-    return model
+        if isinstance(module, Pooling):
+            for parameter in module.parameters():
+                parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(4, 96, num_mels))
+    for norm in norms:
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.fill_(7)
+    return model.eval()
 
 
 def make_checkpoint(
@@ -55,7 +63,7 @@ def make_checkpoint(
     with torch.random.fork_rng():
         torch.manual_seed(3)
         config = config or ModelConfig(name="small")
-        model = shake(build_model(config, len(classes), spec.num_mels))
+        model = shake(build_model(config, len(classes), spec.num_mels), spec.num_mels)
     return Checkpoint(Card(config, classes, spec, FbankConfig()), model.state_dict(), 5, {})
 
 

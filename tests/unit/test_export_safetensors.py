@@ -53,10 +53,10 @@ def test_two_exports_are_the_same_bytes_and_others_may_read_them(exported: Path,
     assert len(modes) == 1
 
 
-@pytest.mark.parametrize("at", [0, 9, 40, -1])
-def test_a_changed_byte_anywhere_is_found(exported: Path, at: int):
+@pytest.mark.parametrize("at", [0, 9, b"backbone", b"F32", -20000, -1])
+def test_a_changed_byte_of_sizes_names_types_or_values_is_found(exported: Path, at: int | bytes):
     content = bytearray(exported.read_bytes())
-    content[at] ^= 0x41
+    content[content.index(at) if isinstance(at, bytes) else at] ^= 0x41
     exported.write_bytes(content)
     with pytest.raises(
         ValueError, match=r"m\.safetensors is (not a whole safetensors file|damaged)"
