@@ -5,13 +5,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from psla_fast.augment import pad_and_normalise
+from psla_fast.augment import LOG_FLOOR, pad_and_normalise
 from psla_fast.checkpoint import Card, Checkpoint, load_checkpoint
 from psla_fast.distributed import start_world
 from psla_fast.ensemble import Scoring, hard_targets, refuse_eval, refuse_shared_clips
@@ -19,20 +20,25 @@ from psla_fast.evaluate import check_compatible, score_shards
 from psla_fast.metrics import compute_metrics
 from psla_fast.models import use_channels_last
 from psla_fast.recipe import read_recipe
+from psla_fast.sampling import SamplingConfig, compute_draws, compute_sample_weights
 from psla_fast.shards import Shards, exists_split, join, open_shards
 from psla_fast.train.averaging import RunningMean, add_checkpoint
 from psla_fast.train.batch_norm import find_batch_norms, recompute_statistics
 
+SamplingKind = Literal["balanced", "shuffle"]
+
 
 class BatchNormAnew:
-    """Measures BatchNorm's statistics of weights on clips of a training split, without augmentation.
+    """Measures BatchNorm's statistics of weights on draws of a training split, without augmentation.
 
-    The same clips each time, drawn without replacement by a fixed seed, cut or padded as the model hears
-    them. There is neither drop-connect nor dropout, so that the statistics are those of what inference sees;
-    means and variances are those of whole batches, averaged.
+    The same draws each time, by a fixed seed, cut or padded as the model hears them. There is neither
+    drop-connect nor dropout, so that the statistics are those of what inference sees; they are whole batches'
+    means and variances, averaged.
     """
 
-    def __init__(self, card: Card, shards: Shards, num_clips: int, scoring: Scoring) -> None:
+    def __init__(
+        self, card: Card, shards: Shards, num_clips: int, scoring: Scoring, sampling: SamplingKind
+    ) -> None:
         """Raise ValueError where the split is another model's, or there is nothing to measure."""
         check_compatible(card, shards, Path("the checkpoint"))
         if num_clips < 1:
@@ -40,8 +46,11 @@ class BatchNormAnew:
         self._shards, self._scoring = shards, scoring
         self._world = start_world(scoring.device)
         self.card = replace(card, model=replace(card.model, drop_connect=0.0, dropout=0.0))
-        chosen = np.random.default_rng(0).permutation(len(shards))[:num_clips]
-        self.num_clips, self._batches = len(chosen), self._plan(chosen)
+        index = shards.index
+        weights = compute_sample_weights(index.indptr, index.indices, len(shards.classes))
+        config = SamplingConfig(sampling, num_clips, mixup_rate=0.0)
+        self._batches = self._plan(compute_draws(config, weights, seed=0, epoch=1).clip_ids)
+        self.num_clips = sum(len(ids) for ids, _ in self._batches)
 
     def measure(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Give the state with statistics measured for its weights."""
@@ -75,7 +84,8 @@ class BatchNormAnew:
             for row, clip in enumerate(ids.tolist()):
                 clip_fbank = torch.from_numpy(self._shards.fbank(clip)[:frames])
                 fbank[row, : len(clip_fbank)], lengths[row] = clip_fbank, len(clip_fbank)
-            fbank, lengths = fbank.to(self._world.device), lengths.to(self._world.device)
+            fbank = fbank.clamp(min=LOG_FLOOR).to(self._world.device)  # float16 rounds silence to below it
+            lengths = lengths.to(self._world.device)
             x = pad_and_normalise(fbank, lengths, self.card.input)
             yield (x, lengths) if masks_padding else (x,)
 

@@ -14,7 +14,7 @@ from psla_fast.ensemble import Scoring, check_members
 from psla_fast.evaluate import Precision
 from psla_fast.recipe import parse_flags
 from psla_fast.shards import exists_split, join, open_shards
-from psla_fast.soup import BatchNormAnew, GreedySoup, refuse_eval_of_runs
+from psla_fast.soup import BatchNormAnew, GreedySoup, SamplingKind, refuse_eval_of_runs
 from psla_fast.train.averaging import average_checkpoints
 
 
@@ -38,6 +38,8 @@ class AverageCommand:
     averaged like the weights."""
     shards: str = ""
     """Where those clips are: the folder that pack wrote, of which the split train is taken, or a split."""
+    sampling: SamplingKind = "balanced"
+    """How those clips are drawn: as in the training. shuffle: none is more likely than others."""
     soup: bool = False
     """Greedy soup: from the best checkpoint to the worst, one is kept where the mean scores no worse with
     it."""
@@ -60,7 +62,7 @@ def average(arguments: list[str]) -> None:
         if command.batch_norm_clips:
             train = stack.enter_context(open_shards(_find_training_split(command.shards)))
             card = load_checkpoint(paths[0]).card
-            anew = BatchNormAnew(card, train, command.batch_norm_clips, scoring)
+            anew = BatchNormAnew(card, train, command.batch_norm_clips, scoring, command.sampling)
         if command.soup:
             validation = stack.enter_context(open_shards(command.data))
             refuse_eval_of_runs(command.data, validation, paths, "--data")
@@ -76,7 +78,7 @@ def average(arguments: list[str]) -> None:
     if anew and command.soup and num_averaged == 1:
         print("BatchNorm's statistics are the checkpoint's own: nothing was averaged")
     elif anew:
-        print(f"BatchNorm's statistics are of {anew.num_clips} clips of {train.location}")
+        print(f"BatchNorm's statistics are of {anew.num_clips} {command.sampling} draws of {train.location}")
 
 
 def _check(command: AverageCommand) -> list[Path]:

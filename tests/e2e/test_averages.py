@@ -1,4 +1,7 @@
-"""Averages of a run's weights beside PSLA's: the EMA, and BatchNorm's statistics measured anew."""
+"""Averages of a run's weights beside PSLA's: the EMA, and BatchNorm's statistics measured anew.
+
+And upstream's average, for comparison; the command average has a file of its own.
+"""
 
 import os
 import signal
@@ -200,3 +203,26 @@ def test_a_model_without_batch_norm_says_that_there_is_nothing_to_measure(
     assert capsys.readouterr().out.count("tiny has no BatchNorm: wa.batch_norm_clips does nothing") == 1
     one, other = (weights(tmp_path / run / "checkpoints/wa.pt") for run in ("one", "other"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_upstream_s_average_counts_its_first_epoch_twice_after_a_resume_too(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    config = tiny_config(packed, tmp_path / "run", "--optim.epochs", "4", "--wa.end", "4", "--wa.upstream")
+    take_step = Trainer._step
+
+    def stop_there(self: Trainer, epoch: int, step: int, *rest: object) -> Tensor:
+        if (epoch, step) == (3, 2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(self, epoch, step, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", stop_there)
+        with pytest.raises(Stopped):
+            train_tiny(config)
+    train_tiny(config)
+    epochs = [weights(config.run / f"checkpoints/epoch_0{number}.pt") for number in (2, 3, 4)]
+    for name, value in weights(config.run / "checkpoints/wa.pt").items():
+        first, *others = (epoch[name].double() for epoch in epochs)
+        assert torch.allclose(value.double(), (2 * first + sum(others)) / 4, atol=1e-7), name
+        assert not torch.allclose(value.double(), (first + sum(others)) / 3, atol=1e-7), name

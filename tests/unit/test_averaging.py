@@ -101,6 +101,19 @@ def test_a_saved_and_restored_mean_goes_on_exactly():
     assert all(torch.equal(whole.mean()[name], second.mean()[name]) for name in whole.mean())
 
 
+def test_a_copied_mean_goes_on_apart_from_the_first():
+    first = RunningMean()
+    first.add(tensors(1))
+    other = first.copy()
+    other.add(tensors(2))
+    assert (first.count, other.count) == (1, 2)
+    assert all(torch.equal(first.mean()[name], value) for name, value in tensors(1).items())
+    both = RunningMean()
+    for seed in (1, 2):
+        both.add(tensors(seed))
+    assert all(torch.equal(other.mean()[name], value) for name, value in both.mean().items())
+
+
 def test_adding_to_a_mean_leaves_what_was_added_untouched():
     given_tensors, mean = tensors(1), RunningMean()
     mean.add(given_tensors)
@@ -130,10 +143,11 @@ def test_checkpoint_files_are_averaged_and_others_refused(tmp_path: Path):
     for name, message in (("junk.pt", "not a whole torch file"), ("bare.pt", "not a psla_fast checkpoint")):
         with pytest.raises(ValueError, match=message):
             average_checkpoints([tmp_path / "1.pt", tmp_path / name])
-    other = replace(CARD, model=replace(CARD.model, same_padding="asymmetric"))
-    save_checkpoint(tmp_path / "other.pt", other, tensors(3), epoch=3)
-    with pytest.raises(ValueError, match=r"other\.pt has other classes, input or layers"):
-        average_checkpoints([tmp_path / "1.pt", tmp_path / "other.pt"])
+    for changed in ({"same_padding": "asymmetric"}, {"pooling": "max"}, {"mask_padding": True}):
+        other = replace(CARD, model=replace(CARD.model, **changed))
+        save_checkpoint(tmp_path / "other.pt", other, tensors(3), epoch=3)
+        with pytest.raises(ValueError, match=r"other\.pt has other classes, input or layers"):
+            average_checkpoints([tmp_path / "1.pt", tmp_path / "other.pt"])
     with pytest.raises(ValueError, match="is a folder"):
         average_checkpoints([tmp_path])
     with pytest.raises(ValueError, match="missing.pt not found"):
