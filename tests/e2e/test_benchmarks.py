@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
     ("name", "ratios"),
     [
         ("ablation", {"waveform_mixup/whole"}),
+        ("ensemble", {"upstream/ours", "reading/ours", "peak of all/of two"}),
         ("enhance", {"enhanced/less", "whole/less"}),
         ("finetune", {"tagger, finetune / nothing"}),
         ("end_to_end", {"indexed/synthetic", "resident/synthetic", "dali/synthetic"}),
