@@ -38,8 +38,8 @@ class Enhance:
     """Recipe of the runs."""
     removed: float = 0.3
     """Share of the children and ancestors that is removed."""
-    ontology: str = str(PACKAGED)
-    """Ontology in AudioSet's JSON format."""
+    ontology: str = ""
+    """Ontology in AudioSet's JSON format; none: the packaged one."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the removal and of the runs."""
     tiny: bool = False
@@ -74,7 +74,7 @@ def run_seed(config: Enhance, seed: int, tiny: list[str]) -> dict[str, dict[str,
     with open_shards(f"{config.shards}/train") as shards:
         classes = shards.classes
         whole = LabelTable(Path("whole"), shards.keys, shards.index.indptr, shards.index.indices)
-    relations = find_relations(read_ontology(Path(config.ontology)), classes, UNEXPANDED_FSD50K)
+    relations = find_relations(read_ontology(Path(config.ontology or PACKAGED)), classes, UNEXPANDED_FSD50K)
     less = remove_labels(whole, relations, config.removed, seed)
     write_labels(folder / f"less_{seed}.csv", less, classes)
 
@@ -89,7 +89,7 @@ def run_seed(config: Enhance, seed: int, tiny: list[str]) -> dict[str, dict[str,
     removed, kept = pairs(whole) - pairs(less), pairs(less)
     rates: dict[str, dict[str, float]] = {"removed": {"labels": len(removed), "left": len(kept)}}
     for kind, name in TYPES.items():
-        words = ["--run", str(first), "--ontology", config.ontology]
+        words = ["--run", str(first), "--ontology", config.ontology or str(PACKAGED)]
         enhance_labels([*words, "--threshold", "all", "--type", kind])
         for threshold in THRESHOLDS:
             table = read_labels(first / f"enhance/train_{name}_{threshold}.csv", classes)
