@@ -121,9 +121,10 @@ def _read(paths: Sequence[Path], options: ReportOptions) -> Material:
                 print(f"scored {file}", flush=True)
     notes, all_scored = [], []
     for run in runs:
-        if not run.is_finished:
-            whole = f" of {run.num_epochs}" if run.num_epochs else ""
-            notes.append(f"{run.name}: unfinished, {len(run.table)}{whole} epochs done")
+        if not run.num_epochs:
+            notes.append(f"{run.name}: config.toml has no optim.epochs: whether it is finished isn't known")
+        elif not run.is_finished:
+            notes.append(f"{run.name}: unfinished, {len(run.table)} of {run.num_epochs} epochs done")
         scored, left_out = read_scored(run, role)
         notes += left_out
         all_scored.append(scored)

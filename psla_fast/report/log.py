@@ -49,7 +49,7 @@ def _parse(line: bytes, path: Path, number: int) -> Row:
     where = f"{path}, line {number}"
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not JSON ({error}). Restore the file, or remove that line.") from error
     whole = isinstance(row, dict) and all(
         isinstance(row.get(name, 1), int) and row.get(name, 1) >= 1 for name in ("epoch", "step")
@@ -60,6 +60,8 @@ def _parse(line: bytes, path: Path, number: int) -> Row:
     for name in names:
         if not isinstance(row.get(name), int | float | None):
             raise ValueError(f"{where}: {name} is {row[name]!r}; it should be a number.")
+    if not isinstance(row.get("clips"), list | None):
+        raise ValueError(f"{where}: clips is {row['clips']!r}; it should be a list of keys.")
     return dict(row)
 
 

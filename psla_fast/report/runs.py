@@ -51,13 +51,12 @@ class Run:
     @property
     def num_epochs(self) -> int:
         """How many epochs the run shall have; 0 where its config doesn't say."""
-        epochs = self.config.get("optim.epochs", 0)
-        return epochs if isinstance(epochs, int) else 0
+        return int(self.config.get("optim.epochs", 0))
 
     @property
     def is_finished(self) -> bool:
-        """Tell a run that came to its end."""
-        return len(self.table) > 0 and len(self.table) >= self.num_epochs
+        """Tell a run that came to its end; it isn't known where its config doesn't say how many epochs."""
+        return 0 < self.num_epochs <= len(self.table)
 
     def split_name(self, role: str) -> str:
         """Give the folder's name of the split `val` or `eval`."""
@@ -123,13 +122,34 @@ def _read_run(path: Path, name: str) -> Run:
     return Run(
         name,
         path,
-        read_recipe(str(config)),
+        _read_config(config),
         np.array(table).reshape(-1, RESULT_COLUMNS),
         results,
         read_log(path / "metrics.jsonl"),
         _read_classes(path / "checkpoints"),
         _read_environment(path / "environment.json"),
     )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read a run's settings; those that the report counts with are whole numbers."""
+    try:
+        config = read_recipe(str(path))
+    except RecursionError as error:
+        raise ValueError(f"{path} is not TOML ({error}). Restore the original.") from error
+    if not config:
+        raise ValueError(f"{path} has no settings. Restore the original.")
+    for name in ("optim.epochs", "optim.batch_size", "input.clip_frames"):
+        if name in config and not _counts(config[name]):
+            raise ValueError(f"{path}: {name} is {config[name]!r}; it should be a whole number from 1.")
+    buckets = config.get("stream.buckets", [])
+    if not isinstance(buckets, list) or not all(map(_counts, buckets)):
+        raise ValueError(f"{path}: stream.buckets is {buckets!r}; it should be a list of numbers of frames.")
+    return config
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _hint(path: Path) -> str:
@@ -173,9 +193,14 @@ def _read_environment(path: Path) -> dict[str, Any]:
         return {}
     try:
         noted = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}). Restore or remove it.") from error
-    return noted if isinstance(noted, dict) else {}
+    if not isinstance(noted, dict):
+        raise ValueError(f"{path} holds no object of names and values. Restore or remove it.")
+    for name in ("hardware", "versions"):
+        if not isinstance(noted.get(name), dict | None):
+            raise ValueError(f"{path}: {name} is no object of names and values. Restore or remove it.")
+    return noted
 
 
 def stem_of(name: str) -> str:

@@ -2,7 +2,9 @@
 
 # N clips, C classes
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -10,7 +12,7 @@ import numpy.typing as npt
 
 from psla_fast.metrics import average_precision
 from psla_fast.report.runs import KINDS, Run
-from psla_fast.scores import read_scores
+from psla_fast.scores import ScoreFile, read_scores
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -36,23 +38,37 @@ class Scored:
 def read_scored(run: Run, role: str) -> tuple[Scored | None, list[str]]:
     """Read the scores of `val` or `eval`, and say what is left out; None where the run has no score file.
 
-    The run's own file has the ensemble's and each epoch's. Those of wa.pt, ema.pt and, where a file has no
-    epochs, best.pt come from SPLIT_wa.h5, … beside it, unless the checkpoint is newer. Raises ValueError for
-    a damaged file, or one of other clips or classes.
+    The run's own file has the ensemble's and each epoch's. Those of wa.pt, ema.pt and, where no file has its
+    epoch, best.pt come from SPLIT_wa.h5, … beside it, unless the checkpoint is newer. Keys and targets are
+    those of the first file that is there. Raises ValueError for a damaged file, or one of other clips or
+    classes.
     """
     path = run.path / "scores" / f"{run.split_name(role)}.h5"
-    if not path.is_file():
-        told = len(run.table) > 0
-        return None, [f"{run.name}: scores/{path.name} is gone: no figures by class"] if told else []
-    file = read_scores(path)
-    if len(file.targets) != len(file.keys):
-        raise ValueError(f"{path} has no targets. Restore the file that training wrote.")
-    if run.classes and file.scores.shape[1] != len(run.classes):
-        raise ValueError(f"{path} has scores of {file.scores.shape[1]} classes, not {len(run.classes)}.")
-    found = {"ensemble": file.scores, **_read_best_epoch(run, role)}
-    if not all(np.isfinite(scores).all() for scores in found.values()):
-        raise ValueError(f"{path} holds scores that aren't finite. Train again from before they came.")
-    notes = []
+    file = _read_first(path, run) if path.is_file() else None
+    found = {"ensemble": file.scores, **_read_best_epoch(run, path)} if file else {}
+    beside, notes = _find_beside(run, path, found)
+    if file is None:
+        if beside or len(run.table):
+            lost = "figures of the ensemble" if beside else "figures"
+            notes.append(f"{run.name}: scores/{path.name} is gone: no {lost} by class")
+        if not beside:
+            return None, notes
+        path = next(iter(beside.values()))
+        file = _read_first(path, run)
+    for kind, source in beside.items():
+        found[kind] = read_scores(source).ordered(file.keys, str(source))
+    for kind, scores in found.items():
+        source = beside.get(kind, path)
+        if scores.shape != file.scores.shape:
+            raise ValueError(f"{source} has scores of {scores.shape[-1]} classes, not those of {path}.")
+        if not np.isfinite(scores).all():
+            raise ValueError(f"{source} holds scores that aren't finite. Train again from before they came.")
+    return Scored(file.keys, file.targets, {kind: found[kind] for kind in KINDS if kind in found}), notes
+
+
+def _find_beside(run: Run, path: Path, found: Collection[str]) -> tuple[dict[str, Path], list[str]]:
+    """Give SPLIT_kind.h5 of the kinds that aren't found yet, and say which are too old."""
+    files, notes = {}, []
     for kind in KINDS:
         checkpoint = run.path / "checkpoints" / f"{kind}.pt"
         beside = path.with_name(f"{path.stem}_{kind}.h5")
@@ -60,15 +76,22 @@ def read_scored(run: Run, role: str) -> tuple[Scored | None, list[str]]:
             continue
         if checkpoint.is_file() and checkpoint.stat().st_mtime > beside.stat().st_mtime:
             notes.append(f"{run.name}: {beside.name} is older than {checkpoint.name}: left out; see --score")
-            continue
-        found[kind] = read_scores(beside).ordered(file.keys, str(beside))
-        if found[kind].shape != file.scores.shape:
-            raise ValueError(f"{beside} has scores of {found[kind].shape[1]} classes, not those of {path}.")
-    return Scored(file.keys, file.targets, {kind: found[kind] for kind in KINDS if kind in found}), notes
+        else:
+            files[kind] = beside
+    return files, notes
 
 
-def _read_best_epoch(run: Run, role: str) -> dict[str, FloatArray]:
-    path = run.path / "scores" / f"{run.split_name(role)}.h5"
+def _read_first(path: Path, run: Run) -> ScoreFile:
+    """Read the file whose keys and targets count, of the run's classes."""
+    file = read_scores(path)
+    if len(file.targets) != len(file.keys):
+        raise ValueError(f"{path} has no targets. Restore the file that training wrote.")
+    if run.classes and file.scores.shape[1] != len(run.classes):
+        raise ValueError(f"{path} has scores of {file.scores.shape[1]} classes, not {len(run.classes)}.")
+    return file
+
+
+def _read_best_epoch(run: Run, path: Path) -> dict[str, FloatArray]:
     with h5py.File(path, "r") as file:
         name = f"epochs/{run.best_epoch:02d}"
         return {"best": file[name][:].astype(np.float32)} if run.best_epoch and name in file else {}

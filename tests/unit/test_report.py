@@ -178,6 +178,15 @@ def test_the_command_writes_the_page_and_says_so(
     assert re.fullmatch(rf"{re.escape(str(out))}: 1 run on eval, 5 classes, 4 examples, 0\.\d MB", said[1])
     assert set(read_data(out.read_text())["runs"][0]["ap"]) == {"best", "wa", "ensemble"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "run"]
+    (tmp_path / "run/scores/eval.h5").unlink()
+    for scored in ([f"scored {tmp_path}/run/scores/eval_best.h5"], []):  # the second time all is there
+        main(["report", str(tmp_path / "run"), "--out", str(out), "--score"])
+        said = capsys.readouterr().out.splitlines()
+        assert said[:-1] == [
+            *scored,
+            "note: run: scores/eval.h5 is gone: no figures of the ensemble by class",
+        ]
+        assert set(read_data(out.read_text())["runs"][0]["ap"]) == {"best", "wa"}
 
 
 @pytest.mark.parametrize(

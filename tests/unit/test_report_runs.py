@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from psla_fast.metrics import average_precision
+from psla_fast.report import ReportOptions, build_report
 from psla_fast.report.log import MOST_POINTS, describe_event, read_log, step_curves
 from psla_fast.report.runs import name_runs, read_runs
 from psla_fast.report.scored import read_scored, score_missing
@@ -14,6 +15,8 @@ from psla_fast.report.views import epoch_curves
 from psla_fast.scores import read_scores, write_scores
 from tests.reports import make_classes, write_run
 from tests.tiny import tiny_config, train_tiny
+
+DEEP = b"[" * 100_000  # deeper than Python's parsers go
 
 
 def test_a_runs_results_are_those_of_its_files(tmp_path: Path):
@@ -79,6 +82,36 @@ def test_a_score_file_without_epochs_gives_the_ensemble_alone(tmp_path: Path):
     assert np.array_equal(scored.average_precisions()["ensemble"], wanted, equal_nan=True)
 
 
+def test_without_the_runs_own_score_file_those_beside_it_are_shown(tmp_path: Path):
+    path = write_run(tmp_path / "a")
+    (run,) = read_runs([path])
+    own = read_scores(path / "scores/eval.h5")
+    (path / "scores/eval.h5").unlink()
+    assert read_scored(run, "eval") == (None, ["a: scores/eval.h5 is gone: no figures by class"])
+    write_scores(path / "scores/eval_best.h5", own.keys[::-1], own.scores[::-1], own.targets[::-1])
+    write_scores(path / "scores/eval_wa.h5", own.keys, own.scores / 2, own.targets)
+    scored, notes = read_scored(run, "eval")
+    assert scored is not None
+    assert notes == ["a: scores/eval.h5 is gone: no figures of the ensemble by class"]
+    assert scored.keys == own.keys[::-1]
+    assert (scored.targets == own.targets[::-1]).all()
+    assert (scored.scores["best"] == own.scores[::-1]).all()
+    assert (scored.scores["wa"] == own.scores[::-1] / 2).all()
+    assert scored.main == "best"
+    write_scores(path / "scores/eval_wa.h5", own.keys, own.scores[:, :4], own.targets[:, :4])
+    with pytest.raises(ValueError, match=r"eval_wa.h5 has scores of 4 classes, not those of .*eval_best.h5"):
+        read_scored(run, "eval")
+
+
+def test_a_config_without_epochs_is_not_taken_for_a_finished_run(tmp_path: Path):
+    path = write_run(tmp_path / "a")
+    (path / "config.toml").write_text("seed = 0\n")
+    (run,) = read_runs([path])
+    assert not run.is_finished
+    notes = build_report([path], ReportOptions())["notes"]
+    assert "a: config.toml has no optim.epochs: whether it is finished isn't known" in notes
+
+
 def test_runs_have_the_shortest_names_that_tell_them_apart():
     paths = [Path("/x/a/run"), Path("/x/b/run"), Path("/x/other")]
     assert name_runs(paths) == ["a/run", "b/run", "other"]
@@ -95,8 +128,21 @@ def test_runs_have_the_shortest_names_that_tell_them_apart():
         ("metrics.jsonl", b'{"epoch": 1}\nnonsense\n', "line 2 is not JSON"),
         ("metrics.jsonl", b'{"epoch": 0}\n', "line 1 has no epoch that counts from 1"),
         ("metrics.jsonl", b'{"epoch": 1, "step": 1, "loss": "<b>"}\n', "line 1: loss is '<b>'"),
+        ("metrics.jsonl", b'{"epoch": 1, "not_finite": 3, "clips": 5}\n', "line 1: clips is 5"),
+        ("metrics.jsonl", b'{"epoch": ' + DEEP + b"\n", "line 1 is not JSON"),
         ("environment.json", b"{", "is not JSON"),
+        ("environment.json", DEEP, "is not JSON"),
+        ("environment.json", b"[]", "holds no object"),
+        ("environment.json", b'{"hardware": "x"}', "hardware is no object"),
+        ("environment.json", b'{"versions": [1]}', "versions is no object"),
+        ("config.toml", b"", "has no settings"),
+        ("config.toml", b"a = " + DEEP, "is not TOML"),
+        ("config.toml", b"stream.buckets = 3", "stream.buckets is 3; it should be a list"),
+        ("config.toml", b"stream.buckets = ['a']", "stream.buckets is ['a']; it should be a list"),
+        ("config.toml", b"optim.epochs = 'x'", "optim.epochs is 'x'; it should be a whole number"),
+        ("config.toml", b"input.clip_frames = [1]", "input.clip_frames is [1]; it should be a whole number"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_a_damaged_file_is_one_line(tmp_path: Path, file: str, content: bytes | None, message: str):
     path = write_run(tmp_path / "a", epochs=1)
