@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from psla_fast.checkpoint import load_checkpoint
+from psla_fast.checkpoint import HUB_CONFIG, HUB_WEIGHTS, load_checkpoint
 from psla_fast.distributed import DeviceName, start_world
 from psla_fast.evaluate import Precision, check_compatible, score_shards
 from psla_fast.metrics import Metrics, compute_metrics
@@ -35,6 +35,11 @@ class Scoring:
     batch_size: int = 32
     precision: Precision = "auto"
     device: DeviceName = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse batches of no clip."""
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size is {self.batch_size}; give 1 or more.")
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,16 @@ def ensemble_members(
 
 
 def check_members(members: Sequence[Path]) -> list[Path]:
-    """Give the members; raises ValueError where there is none, or one is missing."""
+    """Give the members; raises ValueError where there is none, or one is missing or no model's folder."""
     if not members:
         raise ValueError("no model given. Pass checkpoints or score files.")
     for path in members:
         if not path.exists():
             raise ValueError(f"{path} not found. Pass a checkpoint or a score file.")
+        if path.is_dir() and not ((path / HUB_WEIGHTS).is_file() and (path / HUB_CONFIG).is_file()):
+            raise ValueError(
+                f"{path} is a folder without {HUB_WEIGHTS} and {HUB_CONFIG}. Pass its files, {path}/*.pt."
+            )
     return list(members)
 
 

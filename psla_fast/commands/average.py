@@ -1,9 +1,11 @@
 """The command average: checkpoints of one model -> one with the mean of all weights, or of the best's."""
 
 import re
+import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import tyro
@@ -74,7 +76,8 @@ def average(arguments: list[str]) -> None:
             state = anew.measure(state) if anew else state
     save_checkpoint(command.out, card, state, epoch)
     left_out = f" of {len(paths)}" if command.soup else ""
-    print(f"averaged {num_averaged}{left_out} checkpoints into {command.out}")
+    what = "checkpoint" if len(paths) == 1 else "checkpoints"
+    print(f"averaged {num_averaged}{left_out} {what} into {command.out}")
     if anew and command.soup and num_averaged == 1:
         print("BatchNorm's statistics are the checkpoint's own: nothing was averaged")
     elif anew:
@@ -93,7 +96,18 @@ def _check(command: AverageCommand) -> list[Path]:
         raise ValueError("--soup and --data SHARDS/val go together. Give both, or neither.")
     if bool(command.run) != bool(command.epochs) or bool(command.run) == bool(command.checkpoints):
         raise ValueError("give checkpoints, or --run RUN and --epochs 31-40; one of both.")
+    _check_writable(command.out)
     return find_epochs(command.run, command.epochs) if command.run else check_members(command.checkpoints)
+
+
+def _check_writable(out: Path) -> None:
+    """Raise ValueError unless the nearest folder of `out` that is there takes files."""
+    try:
+        folder = next(parent for parent in out.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out {out} can't be written ({error.strerror}); give another folder.") from error
 
 
 def find_epochs(run: Path, epochs: str) -> list[Path]:
@@ -102,25 +116,31 @@ def find_epochs(run: Path, epochs: str) -> list[Path]:
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last:
         raise ValueError(f"--epochs is {epochs!r}; give a range such as 31-40.")
-    paths = {epoch: run / "checkpoints" / f"epoch_{epoch:02d}.pt" for epoch in range(first, last + 1)}
-    if missing := [epoch for epoch, path in paths.items() if not path.is_file()]:
-        names = [path.stem.removeprefix("epoch_") for path in (run / "checkpoints").glob("epoch_*.pt")]
-        there = show_ranges([int(name) for name in names if name.isdecimal()])
+    files = {path.stem.removeprefix("epoch_"): path for path in (run / "checkpoints").glob("epoch_*.pt")}
+    paths = {int(number): path for number, path in files.items() if number.isdecimal() and path.is_file()}
+    chosen = sorted(epoch for epoch in paths if first <= epoch <= last)
+    if len(chosen) <= last - first:
+        missing = [(a + 1, b - 1) for a, b in pairwise([first - 1, *chosen, last + 1]) if b - a > 1]
         raise ValueError(
             f"{run / 'checkpoints'} has no checkpoint of epoch {show_ranges(missing)}; there is "
-            f"{there or 'none'}. Runs keep them with --keep-epochs True."
+            f"{show_ranges(find_ranges(paths)) or 'none'}. Runs keep them with --keep-epochs True."
         )
-    return list(paths.values())
+    return [paths[epoch] for epoch in chosen]
 
 
-def show_ranges(numbers: Iterable[int]) -> str:
-    """Write numbers as `1-3, 7`."""
-    ranges: list[list[int]] = []
+def find_ranges(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Give the ranges that numbers make up, in order, both ends included."""
+    ranges: list[tuple[int, int]] = []
     for number in sorted(numbers):
         if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
+            ranges[-1] = ranges[-1][0], number
         else:
-            ranges.append([number, number])
+            ranges.append((number, number))
+    return ranges
+
+
+def show_ranges(ranges: Iterable[tuple[int, int]]) -> str:
+    """Write ranges as `1-3, 7`."""
     return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in ranges)
 
 

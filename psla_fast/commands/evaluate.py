@@ -1,6 +1,7 @@
 """The command evaluate: checkpoint + shards -> mAP, AUC, d-prime and a score file."""
 
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +47,10 @@ def evaluate(arguments: list[str]) -> None:
     data = join(command.data, command.split) if command.split else command.data
     if command.out.is_dir() or not command.out.resolve().parent.is_dir():
         raise ValueError(f"--out {command.out} can't be written: give a file in a folder that is there.")
-    asked = prepare_measures(command.checkpoint, command.per_class, command.bootstrap, command.thresholds)
+    _refuse_equal_paths(command)
+    asked = prepare_measures(
+        command.checkpoint, data, command.per_class, command.bootstrap, command.thresholds
+    )
     result = evaluate_checkpoint(
         command.checkpoint, data, command.batch_size, command.precision, command.device
     )
@@ -61,3 +65,12 @@ def evaluate(arguments: list[str]) -> None:
         f"positives left out{no_auc}; scores are in {command.out}"
     )
     print_measures(asked, result)
+
+
+def _refuse_equal_paths(command: EvaluateCommand) -> None:
+    """Raise ValueError where a file to write would replace another that is written or read."""
+    named = {"--out": command.out, "--per-class": command.per_class, "--thresholds": command.thresholds}
+    given = [(flag, path) for flag, path in named.items() if path is not None]
+    for (flag, path), (other, other_path) in combinations(given, 2):
+        if path.resolve() == other_path.resolve():
+            raise ValueError(f"{flag} and {other} are both {path}; give two files.")

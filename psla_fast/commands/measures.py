@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from psla_fast.checkpoint import load_checkpoint
 from psla_fast.classes import Classes
+from psla_fast.ensemble import refuse_shared_clips
 from psla_fast.evaluate import Evaluation
 from psla_fast.files import write_atomically
 from psla_fast.metrics import (
@@ -23,6 +24,8 @@ from psla_fast.metrics import (
     measure_classes,
     measure_decisions,
 )
+from psla_fast.scores import read_scores
+from psla_fast.shards import open_shards
 from psla_fast.tagger.thresholds import read_thresholds
 
 
@@ -38,15 +41,24 @@ class Measures:
 
 
 def prepare_measures(
-    checkpoint: Path, per_class: Path | None, num_resamples: int, thresholds: Path | None
+    checkpoint: Path, data: str, per_class: Path | None, num_resamples: int, thresholds: Path | None
 ) -> Measures:
-    """Check what is asked for, and read the thresholds; raises ValueError that says what is wrong."""
+    """Check what is asked for, and read the thresholds; raises ValueError that says what is wrong.
+
+    The file of the thresholds may have no clip in common with the packed split `data`.
+    """
     if per_class and (per_class.is_dir() or not per_class.resolve().parent.is_dir()):
         raise ValueError(f"--per-class {per_class} can't be written: give a file in a folder that is there.")
     if num_resamples < 0 or num_resamples == 1:
         raise ValueError(f"--bootstrap is {num_resamples}; give 2 or more, for instance 1000, or 0 for none.")
     classes = load_checkpoint(checkpoint).card.classes
-    found = None if thresholds is None else read_thresholds(thresholds, classes)
+    found = None
+    if thresholds is not None:
+        found = read_thresholds(thresholds, classes)
+        with open_shards(data) as shards:
+            refuse_shared_clips(
+                read_scores(thresholds).keys, shards.keys, f"--thresholds {thresholds} and {data}"
+            )
     return Measures(classes, per_class, num_resamples, found, thresholds)
 
 
@@ -55,10 +67,11 @@ def print_measures(asked: Measures, result: Evaluation) -> None:
     intervals = None
     if asked.num_resamples:
         intervals = bootstrap_metrics(result.scores, result.targets, asked.num_resamples)
+        but = f", but {intervals.num_untold:,} that tell no class" if intervals.num_untold else ""
         print(
-            f"{intervals.confidence:.0%} intervals from {asked.num_resamples:,} resamples of the clips; they "
-            f"lack {intervals.mean_left_out:.1f} classes on average: mAP {intervals.mean_ap}, AUC "
-            f"{intervals.mean_auc}, d-prime {intervals.d_prime}, lwlrap {intervals.lwlrap}"
+            f"{intervals.confidence:.0%} intervals from {asked.num_resamples:,} resamples of the clips{but}; "
+            f"they lack {intervals.mean_left_out:.1f} classes on average: mAP {intervals.mean_ap}, "
+            f"AUC {intervals.mean_auc}, d-prime {intervals.d_prime}, lwlrap {intervals.lwlrap}"
         )
     if asked.thresholds is not None:
         at = measure_decisions(result.scores, result.targets, asked.thresholds)

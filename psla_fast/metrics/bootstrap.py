@@ -132,6 +132,10 @@ def measure_resamples(scores: Values, targets: Values, counts: Values) -> Resamp
     given = as_array(counts)
     if given.ndim != 2 or len(given) != len(score) or (given < 0).any() or (given != np.floor(given)).any():
         raise ValueError(f"counts are {given.shape}; give ({len(score)}, R), each whole and 0 or more.")
+    if not given.shape[1]:
+        raise ValueError(
+            f"counts are {given.shape}, of no resample; give ({len(score)}, R) with R of 1 or more."
+        )
     if given.sum(0, dtype=np.float64).max(initial=0) >= LARGEST_SUM:
         raise ValueError(f"counts of a resample add up to more than {LARGEST_SUM:,}. Give smaller ones.")
     step = max(1, COUNTS_AT_ONCE // max(1, len(score)))

@@ -5,7 +5,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from psla_fast.metrics.inputs import Values, as_array
+from psla_fast.metrics.inputs import Values, as_array, as_checked_tensors
 
 Scores = npt.NDArray[np.float32]
 
@@ -15,13 +15,12 @@ def compute_thresholds(scores: Values, targets: Values) -> Scores:
 
     A class is there where its score is above its threshold: half-way between the two scores that it parts;
     of several thresholds with the same F1, the highest. A class without positives gets the median of the
-    others' thresholds. Raises ValueError where no class has positives, or the shapes differ.
+    others' thresholds. Raises ValueError for other shapes, scores that aren't finite in float32, targets
+    other than 0 and 1, or where no class has positives.
     """
-    values, is_positive = as_array(scores).astype(np.float32, copy=False), as_array(targets) > 0
-    if values.shape != is_positive.shape or values.ndim != 2:
-        raise ValueError(
-            f"scores are {values.shape}, targets {is_positive.shape}; give both as (clips, classes)."
-        )
+    with np.errstate(over="ignore"):
+        single = as_array(scores).astype(np.float32, copy=False)
+    values, is_positive = (t.numpy() for t in as_checked_tensors(single, as_array(targets)))
     known = is_positive.any(axis=0)
     if not known.any():
         raise ValueError("no class has a positive clip, so that no threshold can be told. Give more clips.")

@@ -138,7 +138,7 @@ def average_checkpoints(paths: Sequence[Path]) -> tuple[Card, dict[str, Tensor],
     Raises ValueError where they are of different models. One is in memory at a time.
     """
     if not paths:
-        raise ValueError("no checkpoint given. Pass two or more.")
+        raise ValueError("no checkpoint given. Pass one or more.")
     mean, first, epoch = RunningMean(), load_checkpoint(paths[0]).card, 0
     for path in paths:
         epoch = max(epoch, add_checkpoint(mean, path, first, paths[0]))

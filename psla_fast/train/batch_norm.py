@@ -50,7 +50,7 @@ def recompute_statistics(
             norm.momentum = momentum
     used, given = sum_over_ranks(counts, world).tolist()
     if not used:
-        raise ValueError("no batch gave BatchNorm finite statistics. Leave --wa.batch-norm-clips out.")
+        raise ValueError("no batch gave BatchNorm finite statistics. Set batch-norm-clips to 0.")
     for total, buffer in zip(sums, buffers, strict=True):
         buffer.copy_(sum_over_ranks(total, world) / used)
     for norm in norms:

@@ -87,7 +87,8 @@ def test_a_range_of_a_run_s_epochs_gives_the_run_s_own_average(
     made, own = load_checkpoint(tmp_path / "wa.pt"), load_checkpoint(run / "checkpoints/wa.pt")
     assert (made.card, made.epoch) == (own.card, own.epoch)
     assert all(torch.equal(made.state[name], value) for name, value in own.state.items())
-    average(capsys, "--run", run, "--epochs", "3", "--out", tmp_path / "one.pt")
+    lines = average(capsys, "--run", run, "--epochs", "3", "--out", tmp_path / "one.pt")
+    assert lines == [f"averaged 1 checkpoint into {tmp_path / 'one.pt'}"]
     one = weights(run / "checkpoints/epoch_03.pt")
     assert all(torch.equal(value, one[name]) for name, value in weights(tmp_path / "one.pt").items())
 
@@ -102,6 +103,9 @@ def test_missing_epochs_are_named_with_those_that_are_there(
     said = refused(capsys, *words, "2-7")
     assert f"{tmp_path}/run/checkpoints has no checkpoint of epoch 3, 5-7; there is 1-2, 4." in said
     assert "there is none" in refused(capsys, "--run", tmp_path, "--epochs", "1", "--out", tmp_path / "w.pt")
+    assert "no checkpoint of epoch 3, 5-20000000000; there is 1-2, 4." in refused(
+        capsys, *words, "1-20000000000"
+    )
     for epochs in ("3-2", "0-2", "two", "1-2-3"):
         assert f"--epochs is '{epochs}'; give a range such as 31-40" in refused(capsys, *words, epochs)
     assert not (tmp_path / "wa.pt").exists()
@@ -237,6 +241,16 @@ def test_flags_that_do_not_go_together_are_one_line(
         ([one, "--soup", "--data", packed / "val", *out], "1 checkpoints given; a soup is of 2 or more"),
         ([one, "--batch-norm-clips", "3", "--shards", packed, *out], "tiny has no BatchNorm"),
         ([one, tmp_path / "no.pt", *out], "no.pt not found"),
+        (
+            [one, "--batch-norm-clips", "3", "--shards", packed, "--batch-size", "0", *out],
+            "--batch-size is 0",
+        ),
+        (
+            [one, "--batch-norm-clips", "3", "--shards", packed, "--batch-size", "-4", *out],
+            "--batch-size is -4",
+        ),
+        ([run / "checkpoints", *out], f"{run}/checkpoints is a folder without model.safetensors"),
+        ([tmp_path / "no.pt", "--out", one / "x.pt"], "x.pt can't be written (Not a directory)"),
         ([one, "--out", tmp_path], "is a folder; give a file"),
     ):
         assert message in refused(capsys, *words)

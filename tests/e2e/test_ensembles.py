@@ -136,10 +136,23 @@ def test_flags_that_do_not_go_together_are_one_line(scored: Path, capsys: pytest
         ([*base, *fit, "--fit-scores", *val[:2], members[0]], "eval_0.h5: 40 clips missing, 30 unknown"),
         ([*base, "--weights", 1], "1 weights for 3 models"),
         ([*base, "--out", scored], "can't be written"),
+        ([*base, "--batch-size", 0], "--batch-size is 0; give 1 or more"),
         ([scored / "no.pt", "--data", scored / "eval"], "no.pt not found"),
         ([val[0], "--data", scored / "eval"], "val_0.h5: 30 clips missing, 40 unknown"),
     ):
         assert message in refused(capsys, *words)
+
+
+def test_a_folder_of_checkpoints_is_refused_before_a_member_is_measured(
+    scored: Path, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as stop:
+        main(["ensemble", str(scored / "eval_0.h5"), str(scored), "--data", str(scored / "eval")])
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    (line,) = printed.err.splitlines()
+    assert f"{scored} is a folder without model.safetensors and config.json. Pass its files" in line
 
 
 def test_a_run_s_checkpoint_ensemble_is_a_member_without_its_old_checkpoints(

@@ -9,7 +9,8 @@ import pytest
 
 from psla_fast.cli import main
 from psla_fast.metrics import compute_metrics, compute_thresholds, measure_decisions
-from psla_fast.scores import read_scores
+from psla_fast.scores import read_scores, write_scores
+from psla_fast.shards import open_shards
 from tests.tiny import tiny_config, train_tiny
 
 
@@ -59,6 +60,9 @@ def test_evaluate_prints_intervals_and_decisions_and_writes_a_row_a_class(
         (["--bootstrap", "-3"], "--bootstrap is -3; give 2 or more"),
         (["--per-class", "/no/classes.csv"], "--per-class /no/classes.csv can't be written"),
         (["--thresholds", "/no/val.h5"], "/no/val.h5 not found"),
+        (["--per-class", "scores.h5"], "--out and --per-class are both"),
+        (["--thresholds", "scores.h5"], "--out and --thresholds are both"),
+        (["--per-class", "x/../t.h5", "--thresholds", "t.h5"], "--per-class and --thresholds are both"),
     ],
 )
 def test_what_can_t_be_measured_is_refused_before_a_clip_is_scored(
@@ -68,7 +72,9 @@ def test_what_can_t_be_measured_is_refused_before_a_clip_is_scored(
     capsys: pytest.CaptureFixture[str],
     flags: list[str],
     message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "scores.h5"
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(checkpoint), str(packed / "eval"), "--out", str(out), *flags])
@@ -76,4 +82,36 @@ def test_what_can_t_be_measured_is_refused_before_a_clip_is_scored(
     error = capsys.readouterr().err
     assert message in error
     assert len(error.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("split", "value", "message"),
+    [
+        ("val", np.nan, "val.h5: the score of clip 3, class 2 is nan; give finite scores"),
+        ("eval", 0.5, "val.h5 and {data} share 16 clips"),
+    ],
+)
+def test_thresholds_of_broken_scores_or_of_the_measured_clips_are_refused_before_a_clip_is_scored(
+    checkpoint: Path,
+    packed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    split: str,
+    value: float,
+    message: str,
+):
+    with open_shards(packed / split) as shards:
+        keys, mids, targets = shards.keys, shards.classes.mids, shards.targets(np.arange(len(shards)))
+    scores = np.random.default_rng(0).random(targets.shape).astype(np.float32)
+    scores[3, 2] = value
+    write_scores(tmp_path / "val.h5", keys, scores, targets, mids)
+    data, out = packed / "eval", tmp_path / "scores.h5"
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["evaluate", str(checkpoint), str(data), "--out", str(out), "--thresholds", f"{tmp_path}/val.h5"]
+        )
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message.format(data=data) in line
     assert not out.exists()

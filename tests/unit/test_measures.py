@@ -9,8 +9,15 @@ import numpy.typing as npt
 import pytest
 
 from psla_fast.classes import Classes
-from psla_fast.commands.measures import write_per_class
-from psla_fast.metrics import average_precision, bootstrap_metrics, compute_lwlrap, roc_auc
+from psla_fast.commands.measures import Measures, print_measures, write_per_class
+from psla_fast.evaluate import Evaluation
+from psla_fast.metrics import (
+    average_precision,
+    bootstrap_metrics,
+    compute_lwlrap,
+    compute_metrics,
+    roc_auc,
+)
 
 CLASSES = Classes(("/m/a", "/m/b", "/m/c"), ("Bark", "Rain, heavy", "Never"))
 Array = npt.NDArray[Any]
@@ -59,3 +66,14 @@ def test_thresholds_of_these_very_clips_are_named_best(tmp_path: Path, split: tu
     write_per_class(tmp_path / "half.csv", CLASSES, *split, np.full(3, 0.5))
     assert float(bark["best_F1"]) >= float(read(tmp_path / "half.csv")[0]["F1"])
     assert float(bark["AP_low"]) == pytest.approx(intervals.class_ap[0, 0], rel=1e-5)
+
+
+def test_resamples_that_tell_no_class_are_printed_with_their_number(capsys: pytest.CaptureFixture[str]):
+    targets = np.zeros((4, 3), np.float32)
+    targets[0] = 1  # a third of the resamples lack that clip
+    scores = np.random.default_rng(0).random((4, 3)).astype(np.float32)
+    num_untold = bootstrap_metrics(scores, targets, 50).num_untold
+    assert num_untold > 0
+    result = Evaluation(list("abcd"), CLASSES.mids, scores, targets, compute_metrics(scores, targets))
+    print_measures(Measures(CLASSES, None, 50, None, None), result)
+    assert f"50 resamples of the clips, but {num_untold} that tell no class; they" in capsys.readouterr().out

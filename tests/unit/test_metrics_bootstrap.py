@@ -164,6 +164,8 @@ def test_what_can_t_be_resampled_is_refused():
     for counts in (np.ones((19, 3)), np.ones(20), np.full((20, 1), -1), np.full((20, 1), 0.5)):
         with pytest.raises(ValueError, match=r"give \(20, R\), each whole and 0 or more"):
             measure_resamples(scores, targets, counts)
+    with pytest.raises(ValueError, match=r"counts are \(20, 0\), of no resample"):
+        measure_resamples(scores, targets, np.ones((20, 0)))
     with pytest.raises(ValueError, match="add up to more than 16,777,216"):
         measure_resamples(scores, targets, np.full((20, 1), 2**20))
 

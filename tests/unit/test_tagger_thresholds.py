@@ -55,8 +55,15 @@ def test_a_class_without_positives_gets_the_median_of_the_others():
 def test_what_tells_no_threshold_is_refused():
     with pytest.raises(ValueError, match="no class has a positive clip"):
         compute_thresholds(column(0.5), column(0))
-    with pytest.raises(ValueError, match=r"scores are \(2, 1\), targets \(1, 1\)"):
+    with pytest.raises(ValueError, match=r"scores \(2, 1\) and targets \(1, 1\) must both be"):
         compute_thresholds(column(0.5, 0.6), column(0))
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match=f"the score of clip 1, class 0 is {value}; give finite"):
+            compute_thresholds(column(0.5, value), column(1, 0))
+    with pytest.raises(ValueError, match="the score of clip 0, class 0 is inf; give finite"):
+        compute_thresholds(np.array([[1e300]]), column(1))
+    with pytest.raises(ValueError, match="the target of clip 1, class 0 is 0.25; metrics need hard labels"):
+        compute_thresholds(column(0.5, 0.6), column(1, 0.25))
     with pytest.raises(ValueError, match=r"thresholds are \(3,\); give 2 numbers"):
         resolve_thresholds(np.zeros(3), CLASSES)
     with pytest.raises(ValueError, match="give 2 numbers"):
