@@ -1,7 +1,6 @@
 """What fine-tuning is worth: new classes, learnt from nothing, from ImageNet, or from a tagger of others.
 
-An FSD50K is parted into clips without any of the new classes, on which taggers are trained, and clips with
-one, labelled with the new classes alone -> eval mAP of these, by what the run started from, and how.
+Taggers are trained on an FSD50K's clips without the new classes; the others have these labels alone.
 """
 
 import itertools
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ablation_runs import RESULTS, TINY, is_finished, read_eval_map, train
+from ablation_runs import RESULTS, TINY, read_eval_map, train
 from record import print_table, read_environment, write_record
 
 from psla_fast.classes import Classes
@@ -89,21 +88,21 @@ def run_all(config: Finetune, out: Path) -> dict[str, dict[int, dict[str, float]
     """Train the taggers, then the rows: eval mAP by row, seed and result."""
     tiny = TINY.split() if config.tiny else []
     base = [sys.executable, "-m", "psla_fast.train", "small_cpu"]
-    alone = config.jobs > 1
+    alone, warm = config.jobs > 1, ["--optim.warmup-steps=0"] if config.tiny else []
+
+    def name(run: Path, seed: int) -> list[str]:
+        return [f"--run={run}", f"--seed={seed}", "--keep-epochs=False"]
 
     def train_tagger(seed: int) -> None:
         run = out / f"tagger_{seed}"
-        flags = [f"--data.shards={out}/shards_old", f"--run={run}", f"--seed={seed}", "--keep-epochs=False"]
-        train([*base, *flags, *tiny], run, alone)
+        train([*base, f"--data.shards={out}/shards_old", *name(run, seed), *tiny], run, alone)
 
     def train_row(row: str, seed: int) -> dict[str, float]:
         start, extra = ROWS[row]
         run = out / f"{row.replace(', ', '_').replace(' ', '_')}_{seed}"
         start = f"{out}/tagger_{seed}/checkpoints/wa.pt" if start == "tagger" else start
-        flags = [f"--data.shards={out}/shards_new", f"--run={run}", f"--seed={seed}", "--keep-epochs=False"]
-        scratch = [*tiny, "--optim.warmup-steps=0"] if config.tiny else []
-        train([*base, "finetune", *flags, *scratch, *extra, f"--model.pretrained={start}"], run, alone)
-        assert is_finished(run)
+        flags = [f"--data.shards={out}/shards_new", *name(run, seed), *tiny, *warm, *extra]
+        train([*base, "finetune", *flags, f"--model.pretrained={start}"], run, alone)
         return read_eval_map(run)
 
     with ThreadPoolExecutor(config.jobs) as pool:
@@ -116,6 +115,8 @@ def run_all(config: Finetune, out: Path) -> dict[str, dict[int, dict[str, float]
 def main() -> None:
     """Pack, train, print the table, write the record."""
     config = parse_flags(Finetune, sys.argv[1:], "benchmarks/finetune.py")
+    if not {FROM_NOTHING} <= set(config.rows) <= set(ROWS):
+        raise ValueError(f"--rows is {config.rows}; give {FROM_NOTHING!r} and others of {list(ROWS)}.")
     with tempfile.TemporaryDirectory(prefix="psla_fast_finetune_") as temporary:
         if config.tiny:
             write_synthetic_fsd50k(Path(temporary) / "audio", num_clips=60, seed=0)

@@ -133,6 +133,6 @@ def evaluate_checkpoint(
         return Evaluation(shards.keys, shards.classes.mids, scores, targets, metrics)
 
 
-def save_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write an evaluation as a score file."""
-    write_scores(path, evaluation.keys, evaluation.scores, evaluation.targets, evaluation.mids)
+def save_evaluation(path: Path, evaluation: Evaluation, origin: str = "") -> None:
+    """Write an evaluation as a score file; origin says what was scored, and by what."""
+    write_scores(path, evaluation.keys, evaluation.scores, evaluation.targets, evaluation.mids, origin)

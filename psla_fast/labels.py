@@ -82,7 +82,7 @@ def _read_rows(path: Path) -> Iterator[tuple[str, list[str]]]:
         yield from read_label_rows(path)
         return
     _, first = next(read_rows(path), (0, [""]))
-    bare = len(first) == 2 and first[1].startswith("/")  # a row of mids, no header
+    bare = len(first) == 2 and not {"key", "mids"} & {cell.strip() for cell in first}
     rows = read_rows(path) if bare else read_columns(path, ("key", "mids"))
     for line, cells in rows:
         if len(cells) != 2:

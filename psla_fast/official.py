@@ -11,7 +11,7 @@ from psla_fast.classes import find_classes
 from psla_fast.fbank import PSLA_MEAN, PSLA_STD, FbankConfig
 from psla_fast.models import build_model
 from psla_fast.models.official import infer_official
-from psla_fast.models.weights import load_weights, read_state_dict
+from psla_fast.models.weights import compute_sha256, load_state, read_state_dict, read_torch_file
 
 # Number of classes -> the class list and the frames of a clip that PSLA trained them with
 RECIPES = {527: ("audioset", 1056), 200: ("fsd50k", 3000)}
@@ -36,7 +36,10 @@ def import_official(
     head, drawn from torch's generator. Raises ValueError for a file that is something else, and where classes
     or frames aren't known.
     """
-    config, num_classes = infer_official(read_state_dict(path), str(path))
+    if "model_config" in read_torch_file(path):
+        raise ValueError(f"{path} is a psla_fast checkpoint already. Use it as it is.")
+    state = read_state_dict(path)
+    config, num_classes = infer_official(state, str(path))
     known_list, known_frames = RECIPES.get(num_classes, ("", 0))
     if not (class_list or known_list):
         raise ValueError(f"{path} has {num_classes} classes, no known set's. Pass --classes CSV.")
@@ -49,6 +52,8 @@ def import_official(
             "false for a new head."
         )
     model = build_model(config, len(classes))
-    said = load_weights(model, path, strict)
+    unused = load_state(model, state, str(path), strict)
+    said = [f"weights of {path}, sha256 {compute_sha256(path)}"]
+    said += [f"its head was not used: {', '.join(unused)}; the head is new"] if unused else []
     spec = InputSpec(clip_frames or known_frames, FbankConfig().num_mels, 0.0, PSLA_MEAN, PSLA_STD)
     return Imported(Card(config, classes, spec, FbankConfig()), model.state_dict(), said)

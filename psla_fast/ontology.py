@@ -36,9 +36,11 @@ def read_ontology(path: Path = PACKAGED) -> Ontology:
         raise ValueError(f"{path} not found. Pass an ontology.json in AudioSet's format.")
     try:
         nodes = json.loads(path.read_text(encoding="utf-8"))
+        if any(not isinstance(node["child_ids"], list) for node in nodes):
+            raise ValueError("child_ids isn't a list")
         children = {str(node["id"]): tuple(map(str, node["child_ids"])) for node in nodes}
         abstract = frozenset(str(node["id"]) for node in nodes if node.get("restrictions") == ["abstract"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is no ontology ({type(error).__name__}: {shorten(str(error))}). It needs a list of id, "
             "child_ids and restrictions."

@@ -77,7 +77,7 @@ def parse_flags(
     kind: type[Config], arguments: Sequence[str], prog: str, markers: tuple[Any, ...] = ()
 ) -> Config:
     """Parse flags into a dataclass; raises ValueError of one line where tyro would print a box."""
-    printed, arguments = io.StringIO(), _capitalise(arguments, _fields(kind))
+    printed, arguments = io.StringIO(), _capitalise(arguments, _written_out(kind, markers))
     try:
         if {"-h", "--help"} & set(arguments):
             return tyro.cli(kind, args=["--help"], prog=prog, config=markers)
@@ -127,7 +127,20 @@ def _fields(kind: Any, prefix: str = "") -> dict[str, Any]:
     return names
 
 
-def _capitalise(words: Sequence[str], fields: dict[str, Any]) -> list[str]:
+def _written_out(kind: Any, markers: tuple[Any, ...]) -> set[str]:
+    """Name the fields of a yes or no that are given as --flag True or --flag False."""
+    if tyro.conf.FlagConversionOff in markers:
+        return {name for name, inner in _fields(kind).items() if inner is bool}
+    hints = get_type_hints(kind, include_extras=True)
+    off = {name for name, hint in hints.items() if tyro.conf.FlagConversionOff in _metadata(hint)}
+    return {name for name in off if get_type_hints(kind)[name] is bool}
+
+
+def _metadata(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__metadata__", ())
+
+
+def _capitalise(words: Sequence[str], fields: set[str]) -> list[str]:
     """Write a yes or no as Python does, which tyro wants: `--strict false` becomes `--strict False`."""
     known = {"true": "True", "false": "False"}
     written, flag = [], ""
@@ -135,7 +148,7 @@ def _capitalise(words: Sequence[str], fields: dict[str, Any]) -> list[str]:
         name, equals, value = word.partition("=")
         if word.startswith("--"):
             flag = name.removeprefix("--").replace("-", "_")
-        if fields.get(flag) is bool:
+        if flag in fields:
             word = name + equals + known.get(value, value) if equals else known.get(word, word)
         written.append(word)
     return written

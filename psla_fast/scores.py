@@ -39,14 +39,19 @@ def write_scores(
     scores: npt.NDArray[np.floating],
     targets: npt.NDArray[np.generic],
     mids: Sequence[str] = (),
+    origin: str = "",
 ) -> None:
-    """Write a score file atomically; targets (N, C) are hard labels, mids (C,) say what the classes are."""
+    """Write a score file atomically; targets (N, C) are hard labels, mids (C,) say what the classes are.
+
+    origin says what was scored, and by what, for `read_origin`.
+    """
     with replacing(path) as temporary:
         _check_room(path, keys, targets)
         with h5py.File(temporary, "w") as file:
             _write_columns(file, keys, scores, targets)
             if mids:
                 file.create_dataset("mids", data=np.array([mid.encode() for mid in mids], dtype="S"))
+            file.attrs["origin"] = origin
 
 
 def add_epoch_scores(
@@ -93,6 +98,15 @@ def read_scores(path: Path) -> ScoreFile:
         scores = file["scores"][:].astype(np.float32)
         targets = file["targets"][:] if "targets" in file else np.empty((0, scores.shape[1]), np.uint8)
     return ScoreFile(keys, scores, targets)
+
+
+def read_origin(path: Path) -> str:
+    """Read what a score file is said to be made from; empty where it doesn't say, or isn't there or whole."""
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("origin", ""))
+    except (OSError, KeyError):
+        return ""
 
 
 def read_pieces(path: Path, mids: Sequence[str]) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:

@@ -14,10 +14,11 @@ from psla_fast.enhance import THRESHOLDS, Floats, Kind, Threshold, compute_thres
 from psla_fast.evaluate import Precision, evaluate_checkpoint, save_evaluation
 from psla_fast.files import replacing
 from psla_fast.labels import LabelTable, read_labels, replace_labels, write_datafile, write_labels
+from psla_fast.models.weights import compute_sha256
 from psla_fast.ontology import PACKAGED, UNEXPANDED_FSD50K, Relations, find_relations, read_ontology
 from psla_fast.recipe import parse_flags, read_recipe
 from psla_fast.sampling import compute_sample_weights
-from psla_fast.scores import read_pieces
+from psla_fast.scores import read_origin, read_pieces
 from psla_fast.shards import join, open_shards
 from psla_fast.sources import read_wavs
 
@@ -76,13 +77,15 @@ def enhance_labels(arguments: list[str]) -> None:
     """Enhance a label set, write it in each form, and print what was added."""
     command = parse_flags(EnhanceCommand, arguments, "psla-fast enhance")
     if command.run:
-        if command.scores or command.shards or command.datafile or command.labels:
+        if command.scores or command.shards or command.datafile or command.labels or command.classes:
             raise ValueError("--run brings its own scores and labels. Leave the others out.")
         out = command.out or command.run / "enhance"
         source, scores = _score_run(command, command.run, out)
     else:
         if not command.scores or not command.out or bool(command.shards) == bool(command.datafile):
             raise ValueError("give --run RUN; or --scores, --out, and --shards or --datafile.")
+        if (command.classes and command.shards) or (command.labels and command.datafile):
+            raise ValueError("--classes is for --datafile, --labels for --shards. Leave it out.")
         out, scores = command.out, command.scores
         source = _open_split(command.shards, command.labels) if command.shards else _open_datafile(command)
     relations = find_relations(read_ontology(command.ontology), source.classes, UNEXPANDED_FSD50K)
@@ -106,18 +109,23 @@ def _score_run(command: EnhanceCommand, run: Path, out: Path) -> tuple[Source, P
     if not (run / "config.toml").is_file():
         raise ValueError(f"{run} is no run: it has no config.toml. Give a folder that training wrote.")
     settings = read_recipe(str(run / "config.toml"))
+    if not settings.get("data.shards") or not settings.get("data.train"):
+        raise ValueError(f"{run}/config.toml doesn't name the run's shards. Restore it.")
     data = join(settings["data.shards"], settings["data.train"])
+    labels = settings.get("data.labels", "")
     checkpoint, scores = run / "checkpoints" / command.checkpoint, out / "train_scores.h5"
     if not checkpoint.is_file():
         raise ValueError(f"{checkpoint} not found. Finish the run, or choose another --checkpoint.")
-    source = _open_split(data, Path(settings["data.labels"]) if settings["data.labels"] else None)
-    if scores.is_file() and scores.stat().st_mtime > checkpoint.stat().st_mtime:
-        print(f"{scores} is there, newer than {checkpoint}", flush=True)
+    source = _open_split(data, Path(labels) if labels else None)
+    with open_shards(data) as shards:
+        origin = f"{compute_sha256(checkpoint)} {shards.fingerprint} {command.precision}"
+    if read_origin(scores) == origin:
+        print(f"{scores} has the scores of {checkpoint} already", flush=True)
     else:
         evaluation = evaluate_checkpoint(
             checkpoint, data, command.batch_size, command.precision, command.device
         )
-        save_evaluation(scores, evaluation)
+        save_evaluation(scores, evaluation, origin)
         print(f"scored {len(evaluation.keys)} clips of {data} with {checkpoint} into {scores}", flush=True)
     return source, scores
 
@@ -148,6 +156,9 @@ def _match(
     num_found, unknown = 0, []
     for keys, piece in read_pieces(scores, source.classes.mids):
         unknown += [key for key in keys if key not in rows]
+        if not np.isfinite(piece).all():
+            bad = keys[int(np.argmin(np.isfinite(piece).all(axis=1)))]
+            raise ValueError(f"{scores}: a score of {bad} isn't finite. Score the split again.")
         num_found += len(keys)
         if not unknown:
             yield np.array([rows[key] for key in keys], dtype=np.int64), piece

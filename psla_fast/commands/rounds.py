@@ -11,9 +11,11 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from psla_fast.ontology import PACKAGED
-from psla_fast.recipe import parse_flags
+from psla_fast.enhance import Threshold
+from psla_fast.ontology import PACKAGED, read_ontology
+from psla_fast.recipe import parse_flags, parse_recipes
 from psla_fast.shards import exists_split, join
+from psla_fast.train.config import TrainConfig
 
 # Files of a run, and what PSLA has on FSD50K and on AudioSet-20k there (table II of the paper)
 RESULTS = {
@@ -21,6 +23,8 @@ RESULTS = {
     "weights averaged": ("wa_result.csv", ".562", ".319"),
     "checkpoints ensembled": ("ensemble_result.csv", ".573", ".328"),
 }
+
+OWN_FLAGS = {"--data.shards", "--data.labels", "--run", "--seed", "--keep-epochs", "--resume"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class RecipeCommand:
     """Seeds of round 2; round 1 has the first alone."""
     baseline: bool = False
     """Train every seed in round 1 as well, to see what the enhanced labels are worth."""
-    threshold: str = "mean"
-    """Threshold of label enhancement: mean, median, 25, 10 or 5."""
+    threshold: Threshold = "mean"
+    """Threshold of label enhancement: mean, median or a percentile of the scores of a class's clips."""
     ontology: Path = PACKAGED
     """Ontology in AudioSet's JSON format."""
     ranks: int = 1
@@ -59,28 +63,43 @@ def run_recipe(arguments: list[str]) -> None:
         raise ValueError(
             f"--seeds is {command.seeds}, --ranks {command.ranks}; give different seeds, and 1 rank or more."
         )
-    if not exists_split(join(command.shards, "train")):
-        raise ValueError(f"{command.shards} has no split train. Give the folder that pack wrote.")
-    split = "eval" if exists_split(join(command.shards, "eval")) else "val"
+    data = _resolve(command, flags).data
+    has_eval = data.eval != data.val and exists_split(join(command.shards, data.eval))
+    split = data.eval if has_eval else data.val
+    read_ontology(command.ontology)  # what is wrong with it is said before hours of training
     first = command.seeds if command.baseline else command.seeds[:1]
     round1 = [_train(command, "round1", seed, *flags) for seed in first]
     words = ["--run", str(round1[0]), "--threshold", command.threshold, "--ontology", str(command.ontology)]
     _call(["-m", "psla_fast.cli", "enhance", *words])
-    table = round1[0] / "enhance" / f"train_type1_2_{command.threshold}.csv"
+    table = round1[0] / "enhance" / f"{Path(data.train).name}_type1_2_{command.threshold}.csv"
     round2 = [_train(command, "round2", seed, f"--data.labels={table}", *flags) for seed in command.seeds]
-    data = ["--data", join(command.shards, split)]
+    scored = join(command.shards, split)
     for runs in (round1, round2):
         if len(runs) > 1:
             members = [str(run / "scores" / f"{split}.h5") for run in runs]
-            _call(["-m", "psla_fast.cli", "ensemble", *members, *data])
+            _call(["-m", "psla_fast.cli", "ensemble", *members, "--data", scored])
     report = command.out / "report.html"
     _call(["-m", "psla_fast.cli", "report", *map(str, [*round1, *round2]), "--out", str(report)])
     print(f"\n{split} mAP, mean ± deviation over seeds; PSLA's of one run, on other clips and classes")
     print(f"{'':<22}  {'round 1':>15}  {'round 2':>15}  {'PSLA FSD50K':>11}  {'PSLA AS-20k':>11}")
     for name, (file, fsd50k, audioset) in RESULTS.items():
-        cells = [_summarise([_read_map(run / file, split) for run in runs]) for runs in (round1, round2)]
+        cells = [_summarise([_read_map(run / file, has_eval) for run in runs]) for runs in (round1, round2)]
         print(f"{name:<22}  {cells[0]:>15}  {cells[1]:>15}  {fsd50k:>11}  {audioset:>11}")
     print(f"{command.out}: runs round*_seed*, label sets in {table.parent}, report {report}")
+
+
+def _resolve(command: RecipeCommand, flags: Sequence[str]) -> TrainConfig:
+    """Parse what a training will be given; raises ValueError for bad flags, and for the recipe's own."""
+    for flag in flags:
+        if flag.split("=")[0].replace("_", "-") in OWN_FLAGS:
+            raise ValueError(f"{flag.split('=')[0]} is set by the recipe itself. Leave it out.")
+    settings = [f"--data.shards={command.shards}", f"--run={command.out}"]
+    config = parse_recipes(TrainConfig, [*command.recipe, *settings, *flags], "psla-fast recipe")
+    if not exists_split(join(command.shards, config.data.train)):
+        raise ValueError(
+            f"{command.shards} has no split {config.data.train}. Give the folder that pack wrote."
+        )
+    return config
 
 
 def _train(command: RecipeCommand, name: str, seed: int, *flags: str) -> Path:
@@ -103,10 +122,9 @@ def _call(words: Sequence[str]) -> None:
         sys.exit(status if status > 0 else 128 - status)
 
 
-def _read_map(path: Path, split: str) -> float:
+def _read_map(path: Path, of_eval: bool) -> float:
     """Read a result file's mAP of val, or of eval."""
-    values = np.loadtxt(path, ndmin=1)
-    return float(values[2] if split == "eval" else values[0])
+    return float(np.loadtxt(path, ndmin=1)[2 if of_eval else 0])
 
 
 def _summarise(values: Sequence[float]) -> str:

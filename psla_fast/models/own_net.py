@@ -37,7 +37,7 @@ def build_own(config: ModelConfig, num_classes: int, num_mels: int) -> nn.Module
 def _find_class(name: str) -> type[nn.Module]:
     """Import PACKAGE.MODULE and give its CLASS.
 
-    Only where Python looks anyway: a checkpoint may name it, and shall run nothing of the folder it lies in.
+    Only where Python looks anyway, as a checkpoint may name it; `python -m` looks in the current folder, too.
     """
     module_name, _, class_name = name.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):

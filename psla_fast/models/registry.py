@@ -31,22 +31,18 @@ def build_model(
     config: ModelConfig,
     num_classes: int,
     num_mels: int = 128,
-    strict: bool = True,
-    say: Callable[[str], None] = lambda _: None,
 ) -> nn.Module:
     """Build a network that maps normalised log-mels (B, T, F) to scores (B, num_classes), F = num_mels.
 
     A TaggerNet also takes num_frames (B,), for `mask_padding`; a network from elsewhere needn't.
-    Random where `pretrained` is none: seed torch before. Of weights at a path `say` gets lines on which they
-    are and what wasn't used; where not strict, a head that doesn't fit stays new. Raises ValueError for an
-    unknown name, and where pretrained weights can't be had or don't fit.
+    Random where `pretrained` is none: seed torch before. Weights at a path must be this
+    model's. Raises ValueError for an unknown name, and where pretrained weights can't be had or don't fit.
     """
     if num_classes < 1:
         raise ValueError(f"a model for {num_classes} classes can't be built; give 1 or more.")
     model = _find_builder(config.name)(config, num_classes, num_mels)
     if config.pretrained not in ("none", "imagenet"):
-        for line in load_weights(model, Path(config.pretrained), strict):
-            say(line)
+        load_weights(model, Path(config.pretrained))
     return model
 
 

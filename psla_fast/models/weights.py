@@ -56,23 +56,27 @@ def clean_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return cleaned
 
 
-def load_weights(model: nn.Module, path: Path, strict: bool = True) -> list[str]:
-    """Load a file's weights into a model; returns lines that say which file it was, and what wasn't used.
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a file's weights into a model of the same names and shapes; raises ValueError otherwise."""
+    load_state(model, read_state_dict(path), str(path))
+
+
+def load_state(
+    model: nn.Module, state: dict[str, Tensor], source: str, strict: bool = True, new_head: bool = False
+) -> list[str]:
+    """Load a state dict into a model; returns the names and shapes of tensors that weren't used.
 
     strict: names and shapes must be the model's. Else the backbone's must be, and a head that differs in
-    anything stays as the model has it. Raises ValueError that says what doesn't fit.
+    anything, or any where new_head, stays as the model has it. Raises ValueError that says what doesn't fit.
     """
-    state = read_state_dict(path)
-    said = [f"weights of {path}, sha256 {compute_sha256(path)}"]
+    unused: list[str] = []
     if not strict:
-        state, unused = _keep_own_head(model, state)
-        if unused:
-            said.append(f"its head isn't this model's and was not used: {', '.join(unused)}; the head is new")
+        state, unused = _keep_own_head(model, state, new_head)
     try:
-        fit_weights(model, state, str(path))
+        fit_weights(model, state, source)
     except ValueError as error:
         raise ValueError(f"{error} {_describe(state)}".strip()) from error
-    return said
+    return unused
 
 
 def _describe(state: dict[str, Tensor]) -> str:
@@ -90,11 +94,17 @@ def compute_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _keep_own_head(model: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _keep_own_head(
+    model: nn.Module, state: dict[str, Tensor], always: bool
+) -> tuple[dict[str, Tensor], list[str]]:
     """Put the model's own head in a state dict whose head isn't the same; returns what was taken out."""
     head = {name: value for name, value in model.state_dict().items() if name.startswith(HEAD)}
     theirs = {name: value for name, value in state.items() if name.startswith(HEAD)}
-    if head.keys() == theirs.keys() and all(head[name].shape == theirs[name].shape for name in head):
+    if (
+        not always
+        and head.keys() == theirs.keys()
+        and all(head[name].shape == theirs[name].shape for name in head)
+    ):
         return state, []
     unused = [f"{name} {tuple(value.shape)}" for name, value in sorted(theirs.items())]
     return {**{name: value for name, value in state.items() if name not in theirs}, **head}, unused

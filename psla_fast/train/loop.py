@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from psla_fast.train.curves import check_wandb, open_curves
 from psla_fast.train.epoch_end import EpochEnd
 from psla_fast.train.finite import describe_batch
 from psla_fast.train.optim import compute_lr
+from psla_fast.train.pretrained import load_pretrained
 from psla_fast.train.profiling import StepProfiler
 from psla_fast.train.progress import Progress
 from psla_fast.train.results import RunFolder
@@ -80,9 +82,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         start = replace(config.model, pretrained="none") if self.folder.goes_on else config.model
         self.progress = Progress(config.optim.epochs, world)
-        self.model = build_model(
-            start, len(self.train.classes), num_mels, config.strict, self.progress.say
-        ).to(world.device)
+        path = "" if start.pretrained in ("none", "imagenet") else start.pretrained
+        start = replace(start, pretrained="none") if path else start
+        self.model = build_model(start, len(self.train.classes), num_mels).to(world.device)
+        if path:
+            load_pretrained(self.model, Path(path), self.card, config.strict, self.progress.say)
+        if config.optim.freeze_epochs and config.model.pretrained == "none":
+            self.progress.say("note: the backbone that is frozen at first starts from nothing")
         check_input(self.model, num_mels, spec.buckets or (spec.clip_frames,), len(self.train.classes))
         if config.model.mask_padding and not getattr(self.model, "mask_padding", False):
             raise ValueError(f"{config.model.name} can't mask padding. Leave --model.mask-padding off.")

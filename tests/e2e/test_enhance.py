@@ -58,7 +58,7 @@ def test_a_run_is_enhanced_and_the_next_round_trains_on_its_table(
         for suffix in (".csv", ".json", "_weight.csv"):
             assert (run / f"enhance/train_type1_2_{threshold}{suffix}").is_file()
     main([*words, "--type", "2"])
-    assert "is there, newer than" in capsys.readouterr().out
+    assert "has the scores of" in capsys.readouterr().out
     rows = []
     for name in ("train_type1_2_5.csv", "train_type1_2_5.json", ""):
         second = tmp_path / f"run{len(rows)}"
@@ -98,7 +98,11 @@ def test_scores_of_other_clips_or_classes_and_half_commands_are_refused(
         write_scores(tmp_path / f"{name}.h5", listed, zeros, zeros)
     narrow = np.zeros((len(keys), 2), np.float32)
     write_scores(tmp_path / "narrow.h5", keys, narrow, narrow)
+    holed = np.zeros((len(keys), num_classes), np.float32)
+    holed[3, 1] = np.nan
+    write_scores(tmp_path / "holed.h5", keys, holed, np.zeros_like(holed))
     for name, reason in {
+        "holed": f"a score of {keys[3]} isn't finite",
         "less": "1 clips of",
         "more": "1 scores are of other clips; other is no clip of it",
         "others": "1 clips of",
@@ -113,3 +117,19 @@ def test_scores_of_other_clips_or_classes_and_half_commands_are_refused(
     assert "choose another --checkpoint" in fail(["--run", str(run), "--checkpoint", "no.pt"], capsys)
     datafile = ["--datafile", "a.json", "--scores", str(tmp_path / "less.h5"), "--out", str(tmp_path / "out")]
     assert "--classes is missing" in fail(datafile, capsys)
+    assert "--classes is for --datafile" in fail(["--classes", "fsd50k", "--scores", "x.h5", *out], capsys)
+
+
+def test_scores_of_another_checkpoint_or_run_are_not_taken_for_these(
+    run: Path, packed: Path, ontology: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    train_tiny(tiny_config(packed, tmp_path / "other", *ONE_EPOCH, "--seed", "9"))
+    common = ["--ontology", str(ontology), "--out", str(tmp_path / "out")]
+    tables = []
+    for words in (["--run", str(run)], ["--run", str(tmp_path / "other")], ["--run", str(run)]):
+        main(["enhance", *words, *common])
+        assert "scored 64 clips" in capsys.readouterr().out
+        tables.append((tmp_path / "out/train_type1_2_mean.csv").read_bytes())
+    assert tables[0] == tables[2] != tables[1]
+    main(["enhance", "--run", str(run), "--checkpoint", "last.pt", *common])
+    assert "with " + str(run / "checkpoints/last.pt") in capsys.readouterr().out

@@ -1,13 +1,15 @@
 """Fine-tuning: the head of new classes, a backbone that is frozen first and learns slower then."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from psla_fast.checkpoint import load_checkpoint
+from psla_fast.checkpoint import load_checkpoint, save_checkpoint, save_safetensors
+from psla_fast.classes import Classes
 from psla_fast.models import ModelConfig, build_model
 from tests.tiny import step_rows, tiny_config, train_tiny, train_tiny_on_ranks
 from tests.training_worker import Kill, Nursery, assert_same_run, command
@@ -76,13 +78,48 @@ def test_a_backbone_for_other_classes_is_taken_and_what_was_not_used_is_said(
     train_tiny(tiny_config(packed, tmp_path / "run", *flags, "--strict", "false"))
     said = capsys.readouterr().out
     assert hashlib.sha256((tmp_path / "other.pth").read_bytes()).hexdigest() in said
-    assert "not used: attention.att.bias (5,), attention.att.weight (5, 1280, 1, 1), " in said
+    assert "its head was not used: attention.att.bias (5,), attention.att.weight (5, 1280, 1, 1), " in said
     learnt = state_of(tmp_path / "run", 1)
     assert all(torch.equal(learnt[key], state[key]) for key in learnt if key.startswith("effnet."))
     assert learnt["attention.head_weight"].shape == (4,)
     wrong = ["--model.name", "efficientnet_b0", "--model.pretrained", str(tmp_path / "other.pth")]
     with pytest.raises(ValueError, match="other.pth is another model"):
         train_tiny(tiny_config(packed, tmp_path / "wrong", *flags, *wrong, "--strict", "false"))
+
+
+def test_a_checkpoints_classes_pooling_and_padding_are_compared_with_the_runs(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    flags = [*LITE0, "--optim.epochs", "1", "--wa.start", "1", "--optim.freeze-epochs", "1"]
+    train_tiny(tiny_config(packed, tmp_path / "first", *flags, "--model.num-heads", "0"))
+    first = load_checkpoint(tmp_path / "first/checkpoints/wa.pt")
+    names = tuple(f"other {name}" for name in first.card.classes.names)
+    renamed = replace(
+        first.card, classes=Classes(tuple(f"/x/{mid}" for mid in first.card.classes.mids), names)
+    )
+    save_checkpoint(tmp_path / "renamed.pt", renamed, first.state, 1)
+    save_safetensors(tmp_path / "first.safetensors", tmp_path / "first.json", first.card, first.state, 1)
+    for path, change, reason in (
+        (tmp_path / "renamed.pt", ["--model.num-heads", "0"], "its classes are others"),
+        (
+            tmp_path / "first.safetensors",
+            ["--model.pooling", "max"],
+            "its num_heads is 0, not 4, its pooling",
+        ),
+        (tmp_path / "first.safetensors", ["--model.same-padding", "asymmetric"], "its num_heads is 0, not 4"),
+    ):
+        start = [*flags, *change, "--model.pretrained", str(path)]
+        with pytest.raises(ValueError, match=reason):
+            train_tiny(tiny_config(packed, tmp_path / "refused", *start))
+        run = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        capsys.readouterr()
+        train_tiny(tiny_config(packed, run, *start, "--strict", "false"))
+        said = capsys.readouterr().out
+        assert f"note: {reason.split(',')[0]}" in said
+        assert "its head was not used: attention.cla.bias" in said
+        assert all(same(first.state, state_of(run, 1), "effnet."))
+    same_model = [*flags, "--model.num-heads", "0", "--model.pretrained", str(tmp_path / "first.safetensors")]
+    train_tiny(tiny_config(packed, tmp_path / "again", *same_model))
 
 
 @pytest.mark.parametrize("update", [4, 14, 17])

@@ -31,7 +31,7 @@ def test_one_command_goes_the_whole_way_and_nothing_is_done_twice(
     assert labels["round2_seed4"] == json.dumps(str(out / "round1_seed3/enhance/train_type1_2_mean.csv"))
     written = {path: path.stat().st_mtime_ns for path in out.glob("*/checkpoints/last.pt")}
     main(words)
-    assert "is there, newer than" in capfd.readouterr().out
+    assert "has the scores of" in capfd.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
@@ -42,6 +42,14 @@ def test_a_step_that_fails_ends_the_recipe_with_its_line(
         ([str(packed), str(tmp_path / "o"), "--seeds", "1", "1"], "give different seeds"),
         ([str(tmp_path), str(tmp_path / "o")], "has no split train"),
         ([str(packed), str(tmp_path / "o"), "--recipe", "dmeo"], "Did you mean 'demo'"),
+        ([str(packed), str(tmp_path / "o"), "--threshold", "meen"], "threshold"),
+        ([str(packed), str(tmp_path / "o"), "--ontology", "no.json"], "no.json not found"),
+        (
+            [str(packed), str(tmp_path / "o"), "--", "--data.labels=a.csv"],
+            "--data.labels is set by the recipe",
+        ),
+        ([str(packed), str(tmp_path / "o"), "--", "--optim.epoch", "3"], "unknown flag --optim.epoch"),
+        ([str(packed), str(tmp_path / "o"), "--recipe", "audioset_balanced"], "has no split balanced"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["recipe", *words])

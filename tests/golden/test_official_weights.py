@@ -122,5 +122,9 @@ def test_a_file_that_is_something_else_gets_one_line(
         ]
         assert reason in refuse([*words, "--strict", "false"], capsys), name
         assert not (tmp_path / "o.pt").exists()
+    classes = ["--classes", "fsd50k", "--clip-frames", "9", "--strict", "false"]
+    main(["import", str(released), "--out", str(tmp_path / "ours.pt"), *classes])
+    words = [str(tmp_path / "ours.pt"), "--out", str(tmp_path / "again.pt")]
+    assert "is a psla_fast checkpoint already" in refuse(words, capsys)
     words = [str(released), "--out", str(released)]
     assert "give a file other than WEIGHTS" in refuse(words, capsys)

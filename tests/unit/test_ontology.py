@@ -59,7 +59,17 @@ def test_the_packaged_ontology_knows_every_packaged_class():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", "[]", "{}", "[1]", '[{"id": "a"}]', '[{"id": "a", "child_ids": 3}]']
+    "text",
+    [
+        "",
+        "[",
+        "[]",
+        "{}",
+        "[1]",
+        '[{"id": "a"}]',
+        '[{"id": "a", "child_ids": 3}]',
+        '[{"id": "a", "child_ids": "bc"}]',
+    ],
 )
 def test_a_file_that_is_no_ontology_is_refused(text: str, tmp_path: Path):
     (tmp_path / "o.json").write_text(text)

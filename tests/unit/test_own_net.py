@@ -98,7 +98,7 @@ def test_weights_of_a_users_net_come_from_a_file_and_not_from_imagenet(nets: str
         build_model(ModelConfig(name=f"{nets}:Whole", pretrained="imagenet"), 5)
 
 
-def test_a_module_of_the_current_folder_is_not_run_for_a_checkpoint(
+def test_a_module_of_a_folder_that_is_not_on_pythons_path_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "planted_nets.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
