@@ -55,6 +55,7 @@ def with_lengths(run: Run, card: Card) -> Run:
     return run if card.model.mask_padding else lambda fbank, _: run(fbank)
 
 
+@torch.inference_mode()
 def measure(runs: Mapping[str, Run], shards: Shards, spec: InputSpec, batch_size: int) -> dict[str, Measured]:
     """Score a split's clips by each, as evaluation pads and cuts them; then time them on the first clips.
 

@@ -59,9 +59,9 @@ def save_program(program: ExportedProgram, path: Path) -> None:
 
 
 def load_program(path: Path) -> torch.nn.Module:
-    """Read a program as a module; it takes what `input_names` says."""
+    """Read a program as a module without gradients; it takes what `input_names` says."""
     with quiet(), open(path, "rb") as file:
-        return torch.export.load(file).module()
+        return torch.export.load(file).module().requires_grad_(False)
 
 
 @contextlib.contextmanager

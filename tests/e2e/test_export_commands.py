@@ -94,6 +94,20 @@ def test_int8_is_measured_on_shards_beside_float32_and_torch(
     assert list(tmp_path.glob("*.tmp")) == []
 
 
+def test_a_program_is_measured_on_shards_beside_torch(
+    checkpoint: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--format", "torch-export", "--out", tmp_path / "m.pt2", "--batch-size", "4"]
+    run("export", checkpoint, *words, "--data", packed / "eval")
+    printed = capsys.readouterr().out
+    rows = dict(re.findall(r"(?m)^(torch float32|torch-export) +(0\.\d{6}  0\.\d{6}) ", printed))
+    before, after = (
+        [float(cell) for cell in rows[name].split()] for name in ("torch float32", "torch-export")
+    )
+    assert after == pytest.approx(before, abs=2e-3)
+    assert re.search(r"torch-export against torch float32: mAP [+-]0\.\d{4}, times the speed ", printed)
+
+
 def test_a_file_that_hears_waveforms_runs_without_this_package(checkpoint: Path, tmp_path: Path):
     out = tmp_path / "m.onnx"
     words = ["--format", "onnx", "--out", out, "--with-fbank"]
