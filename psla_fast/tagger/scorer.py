@@ -13,7 +13,7 @@ from psla_fast.augment import LOG_FLOOR, pad_and_normalise
 from psla_fast.checkpoint import Card, Checkpoint
 from psla_fast.distributed import DeviceName
 from psla_fast.evaluate import Precision, autocast, resolve_precision
-from psla_fast.models import use_channels_last
+from psla_fast.models import TimeGrid, use_channels_last
 from psla_fast.tagger.folding import fold_batch_norms
 from psla_fast.tagger.windows import Cut, Window
 
@@ -39,16 +39,21 @@ class Scorer:
         fold = self.precision == "fp32"
         self.model = (_build_folded(checkpoint) if fold else checkpoint.build()).to(self.device)
         use_channels_last(self.model)
+        self._grid = _find_grid(self.model)
+
+    @property
+    def grid(self) -> TimeGrid:
+        """Time steps of the activity; one a frame where the model has no even ones."""
+        return self._grid or TimeGrid(1, 0)
 
     @property
     def step_frames(self) -> int:
-        """Frames of a time step of the activity; 1 where the model doesn't tell."""
-        grid: Any = getattr(self.model, "time_grid", None)
-        return 1 if grid is None else int(grid.stride)
+        """Frames of a time step of the activity; 1 where the model has no even ones."""
+        return self.grid.stride
 
     def check_activity(self) -> None:
         """Raise ValueError where the model gives no activity over time."""
-        if not hasattr(self.model, "forward_with_activity") or not hasattr(self.model, "time_grid"):
+        if not hasattr(self.model, "forward_with_activity") or self._grid is None:
             raise ValueError(
                 f"model {self.card.model.name!r} gives no activity over time. Give it time_grid and "
                 "forward_with_activity(fbank, num_frames) as TaggerNet has them, or use one of those models."
@@ -86,6 +91,15 @@ class Scorer:
             Scored(row, course[:, :num_steps])
             for row, course, num_steps in zip(scores, activity, steps, strict=True)
         ]
+
+
+def _find_grid(model: nn.Module) -> TimeGrid | None:
+    """Ask a model for its time steps; None where it tells nothing, or has none that are evenly spaced."""
+    try:
+        grid: Any = getattr(model, "time_grid", None)
+    except ValueError:
+        return None
+    return None if grid is None else TimeGrid(*grid)
 
 
 def _choose_device(name: DeviceName) -> torch.device:

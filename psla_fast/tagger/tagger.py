@@ -45,7 +45,7 @@ class Tagger:
         self.scorer, self.card, self.classes = scorer, scorer.card, scorer.card.classes
         self.batch_size, self.windowing = batch_size, windowing
         self.thresholds = resolve_thresholds(thresholds, self.classes)
-        self.cut = Cut.of(windowing, self.card.input, self.card.fbank, scorer.step_frames)
+        self.cut = Cut.of(windowing, self.card.input, self.card.fbank, scorer.grid)
 
     @classmethod
     def from_checkpoint(

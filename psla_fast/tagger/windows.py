@@ -12,6 +12,7 @@ from torch import Tensor
 from psla_fast.audio import Waveform, centre
 from psla_fast.augment import InputSpec
 from psla_fast.fbank import FbankConfig, compute_fbank
+from psla_fast.models import TimeGrid
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,15 @@ class Cut:
     shapes: tuple[int, ...]
 
     @classmethod
-    def of(cls, windowing: Windowing, spec: InputSpec, fbank: FbankConfig, step_frames: int) -> "Cut":
-        """Resolve a windowing for a model that makes one time step of step_frames frames."""
+    def of(cls, windowing: Windowing, spec: InputSpec, fbank: FbankConfig, grid: TimeGrid) -> "Cut":
+        """Resolve a windowing for a model with such time steps; each is one of a window that has it."""
         clip_frames, shapes = spec.clip_frames, spec.buckets or (spec.clip_frames,)
         if windowing.seconds is not None:
             clip_frames = max(1, round(windowing.seconds * 1000 / fbank.frame_shift_ms))
             shapes = (clip_frames,)
-        step = min(step_frames, clip_frames)
-        hop = max(1, math.floor(clip_frames * (1 - windowing.overlap) / step)) * step
+        step = min(grid.stride, clip_frames)
+        hop_steps = math.floor(clip_frames * (1 - windowing.overlap) / step)
+        hop = max(1, min(hop_steps, grid.count_steps(clip_frames))) * step
         return cls(fbank, clip_frames, hop, step, shapes)
 
     @property

@@ -12,6 +12,7 @@ import torch
 import psla_fast.tagger.feed
 from psla_fast.checkpoint import load_checkpoint
 from psla_fast.evaluate import evaluate_checkpoint
+from psla_fast.models import Backbone, ModelConfig, TaggerNet, TimeGrid, register
 from psla_fast.shards import open_shards
 from psla_fast.tagger import Failure, Tagger, Tagging, Timeline, Windowing
 from psla_fast.tagger.recordings import Recording
@@ -21,6 +22,30 @@ from tests.makers import CLASSES
 from tests.taggers import make_noise, save_model, write_noise
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Strided(torch.nn.Module):
+    """Without padding: T' = ⌊(T - 43) / 32⌋."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Conv2d(1, 5, (8, 75), (8, 32))
+
+    def extract_features(self, picture: torch.Tensor) -> torch.Tensor:
+        return self.layer(picture)
+
+
+class Resized(Strided):
+    """Five steps of a clip of any length."""
+
+    def extract_features(self, picture: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(super().extract_features(picture), (1, 5))
+
+
+@register("tagger-strided", "tagger-resized")
+def build_strided(config: ModelConfig, num_classes: int, num_mels: int) -> torch.nn.Module:
+    module = Strided() if config.name == "tagger-strided" else Resized()
+    return TaggerNet(Backbone(module, 5, num_mels), num_classes, config)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +214,27 @@ def test_where_scores_are_the_mean_of_the_activity_so_they_are_in_a_timeline(tmp
 def test_a_network_without_activity_has_no_timeline(tiny: Path):
     with pytest.raises(ValueError, match="model 'tiny' gives no activity over time"):
         load(tiny).timeline(make_noise(0.5), 16000)
+
+
+def test_a_network_without_even_time_steps_tags_and_has_no_timeline(tmp_path: Path):
+    path = save_model(tmp_path / "resized.pt", "tagger-resized", 208)
+    tagger = load(path)
+    assert tagger.scorer.step_frames == 1
+    assert good(tagger(make_noise(5), 16000)).scores.shape == (4,)
+    with pytest.raises(ValueError, match="model 'tagger-resized' gives no activity over time"):
+        tagger.timeline(make_noise(0.5), 16000)
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
+def test_a_timeline_has_no_gap_where_a_network_drops_a_windows_end(tmp_path: Path, overlap: float):
+    path = save_model(tmp_path / "strided.pt", "tagger-strided", 208)
+    tagger = load(path, windowing=Windowing(overlap=overlap))
+    assert tagger.scorer.grid == TimeGrid(32, -43)
+    assert tagger.cut.hop_frames <= 160  # a window has five steps, not six
+    for seconds in (5.0, 9.37):
+        timeline = tagger.timeline(make_noise(seconds), 16000)
+        assert np.isfinite(timeline.activity).all()
+        assert abs(timeline.activity.shape[1] * 32 - len(timeline.fbank)) < 32 + 43
 
 
 def test_a_timeline_is_of_one_sound_and_many_are_streamed(tmp_path: Path, net: Path):

@@ -7,6 +7,7 @@ import torch
 
 from psla_fast.augment import InputSpec
 from psla_fast.fbank import FbankConfig, compute_fbank
+from psla_fast.models import TimeGrid
 from psla_fast.tagger import Windowing
 from psla_fast.tagger.tally import MOST_COLUMNS, Overview, Stitch
 from psla_fast.tagger.windows import Cut, Window, cut_windows
@@ -17,7 +18,7 @@ Waveform = npt.NDArray[np.float32]
 
 def make_cut(clip_frames: int = 96, overlap: float = 0.5, step_frames: int = 32) -> Cut:
     spec = InputSpec(clip_frames, 8, 0.0, 0.0, 1.0)
-    return Cut.of(Windowing(overlap=overlap), spec, FBANK, step_frames)
+    return Cut.of(Windowing(overlap=overlap), spec, FBANK, TimeGrid(step_frames, step_frames - 1))
 
 
 def noise(num_samples: int) -> Waveform:
@@ -86,8 +87,13 @@ def test_a_hop_is_rounded_down_to_time_steps_and_is_one_at_least():
 
 def test_a_window_is_padded_to_the_smallest_bucket_that_holds_it():
     spec = InputSpec(96, 8, 0.0, 0.0, 1.0, (40, 96))
-    assert [Cut.of(Windowing(), spec, FBANK, 32).shape(n) for n in (1, 40, 41, 96)] == [40, 40, 96, 96]
-    longer = Cut.of(Windowing(seconds=2), spec, FBANK, 32)
+    assert [Cut.of(Windowing(), spec, FBANK, TimeGrid(32, 31)).shape(n) for n in (1, 40, 41, 96)] == [
+        40,
+        40,
+        96,
+        96,
+    ]
+    longer = Cut.of(Windowing(seconds=2), spec, FBANK, TimeGrid(32, 31))
     assert (longer.clip_frames, longer.shapes) == (200, (200,))
 
 
