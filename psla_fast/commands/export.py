@@ -29,7 +29,7 @@ class ExportCommand:
     """onnx, torch-export, int8: a packed split, for instance SHARDS/eval, on which mAP and clips a second
     are measured before and after."""
     batch_size: int = 16
-    """Clips scored at once in that, 1 or more."""
+    """Clips scored at once for --data, 1 or more."""
 
 
 def export(arguments: list[str]) -> None:
@@ -40,6 +40,12 @@ def export(arguments: list[str]) -> None:
     from psla_fast.export import export_checkpoint
     from psla_fast.shards import open_shards
 
+    if command.batch_size < 1:
+        raise ValueError(f"--batch-size is {command.batch_size}; give 1 or more.")
+    if command.batch_size != ExportCommand.batch_size and not command.data:
+        raise ValueError(
+            "--batch-size is for --data, which measures. Give --data SHARDS/eval, or leave it out."
+        )
     if command.data:
         if command.format in ("safetensors", "hub") or command.with_fbank:
             raise ValueError(
