@@ -3,7 +3,7 @@
 # C classes
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from psla_fast.classes import Classes
 from psla_fast.report.clips import SplitCounts, check_classes, count_split, find_shards
-from psla_fast.report.gallery import build_gallery
+from psla_fast.report.gallery import Example, build_gallery, choose_clips, view_clips
 from psla_fast.report.groups import MISSING, Group, common_settings, differing_settings, group_runs
 from psla_fast.report.log import describe_event
 from psla_fast.report.published import compare_with_psla
@@ -46,15 +46,19 @@ class ReportOptions:
 
 @dataclass
 class Material:
-    """What was read of the runs, and what is to be said about it."""
+    """What was read of the runs, and what is to be said about it; scores are dropped once they are viewed."""
 
     runs: list[Run]
     groups: list[Group]
     role: str
     shards: list[str]
-    scored: list[Scored | None]
     classes: Classes | None
     notes: list[str] = field(default_factory=list)
+    views: list[dict[str, Any]] = field(default_factory=list)
+    first: tuple[Run, Scored] | None = None  # whose clips the others are compared with, without its scores
+    sizes: set[int] = field(default_factory=set)  # numbers of clips that the runs were scored on
+    clips: list[Example] = field(default_factory=list)
+    clip_views: list[list[dict[str, Any] | None]] = field(default_factory=list)  # by run and clip
     counts: dict[str, SplitCounts] = field(default_factory=dict)
     source: tuple[Run, str] | None = None  # whose shards, and where they are
 
@@ -67,16 +71,11 @@ def build_report(paths: Sequence[Path], options: ReportOptions) -> dict[str, Any
     material = _read(paths, options)
     runs, groups, role = material.runs, material.groups, material.role
     _count(material, options)
-    gallery, note = build_gallery(material.scored, material.source, role, options.examples)
+    gallery, note = build_gallery(material.clips, material.clip_views, material.source, role)
     material.notes += note
     positives = _positives(material)
-    main = next((scored for scored in material.scored if scored), None)
     published = compare_with_psla(material.classes, role, _scored_on(material), _trained_on(material))
     title = options.title or ", ".join(group.name for group in groups)
-    views = [
-        view_run(run, scored, role, next(n for n, group in enumerate(groups) if number in group.members))
-        for number, (run, scored) in enumerate(zip(runs, material.scored, strict=True))
-    ]
     measured = int((positives[role] > 0).sum()) if role in positives else 0
     return {
         "title": title,
@@ -94,15 +93,15 @@ def build_report(paths: Sequence[Path], options: ReportOptions) -> dict[str, Any
         "groups": [group.name for group in groups],
         "environments": _environments(runs),
         "events": [(run.name, describe_event(row)) for run in runs for row in run.log.events],
-        "has_scores": main is not None,
+        "has_scores": material.first is not None,
         "has_examples": bool(gallery),
         "data": {
             "role": role,
             "kinds": {kind: name for kind, (name, _) in KINDS.items()},
-            "classes": _name_classes(material, main),
+            "classes": _name_classes(material),
             "positives": {name: counts.tolist() for name, counts in positives.items()},
             "groups": [{"name": group.name, "members": group.members} for group in groups],
-            "runs": views,
+            "runs": material.views,
             "published": [row for row in published if not row["reason"]],
             "examples": gallery,
         },
@@ -119,18 +118,39 @@ def _read(paths: Sequence[Path], options: ReportOptions) -> Material:
                 raise ValueError(f"--score: the shards of {run.path} aren't there. Pass them by --shards.")
             for file in score_missing(run, role, join(location, run.split_name(role))):
                 print(f"scored {file}", flush=True)
-    notes, all_scored = [], []
-    for run in runs:
-        if not run.num_epochs:
-            notes.append(f"{run.name}: config.toml has no optim.epochs: whether it is finished isn't known")
-        elif not run.is_finished:
-            notes.append(f"{run.name}: unfinished, {len(run.table)} of {run.num_epochs} epochs done")
-        scored, left_out = read_scored(run, role)
-        notes += left_out
-        all_scored.append(scored)
     classes = next((run.classes for run in runs if run.classes), None)
-    notes += _compare_scored(runs, all_scored)
-    return Material(runs, group_runs(runs), role, shards, all_scored, classes, notes)
+    material = Material(runs, group_runs(runs), role, shards, classes)
+    compared = [note for number in range(len(runs)) for note in _view_scored(material, number, options)]
+    material.notes += compared
+    return material
+
+
+def _view_scored(material: Material, number: int, options: ReportOptions) -> list[str]:
+    """Read a run's scores, and keep what is shown of them; says whether they are of other clips.
+
+    Raises ValueError for another number of classes than the first run's.
+    """
+    run, role = material.runs[number], material.role
+    if not run.num_epochs:
+        material.notes.append(
+            f"{run.name}: config.toml has no optim.epochs: whether it is finished isn't known"
+        )
+    elif not run.is_finished:
+        material.notes.append(f"{run.name}: unfinished, {len(run.table)} of {run.num_epochs} epochs done")
+    scored, left_out = read_scored(run, role)
+    material.notes += left_out
+    notes = []
+    if scored:
+        material.sizes.add(len(scored.keys))
+        if material.first:
+            notes = _compare_scored(run, scored, *material.first)
+        else:
+            material.first = run, replace(scored, scores={})
+            material.clips = choose_clips(scored, options.examples)
+    group = next(n for n, group in enumerate(material.groups) if number in group.members)
+    material.views.append(view_run(run, scored, role, group))
+    material.clip_views.append(view_clips(scored, material.clips))
+    return notes
 
 
 def _choose_role(runs: Sequence[Run], wanted: str) -> str:
@@ -144,22 +164,16 @@ def _choose_role(runs: Sequence[Run], wanted: str) -> str:
     return wanted
 
 
-def _compare_scored(runs: Sequence[Run], all_scored: Sequence[Scored | None]) -> list[str]:
-    """Say which runs were scored on other clips; raises ValueError for another number of classes."""
-    known = [(run, scored) for run, scored in zip(runs, all_scored, strict=True) if scored]
-    notes = []
-    for run, scored in known[1:]:
-        first, reference = known[0]
-        if scored.targets.shape[1] != reference.targets.shape[1]:
-            raise ValueError(
-                f"{run.path} has {scored.targets.shape[1]} classes, {first.path} has "
-                f"{reference.targets.shape[1]}. Report them on pages of their own."
-            )
-        if sorted(scored.keys) != sorted(reference.keys):
-            notes.append(
-                f"{run.name} was scored on other clips than {first.name}: their figures aren't of one set"
-            )
-    return notes
+def _compare_scored(run: Run, scored: Scored, first: Run, reference: Scored) -> list[str]:
+    """Say where a run was scored on other clips; raises ValueError for another number of classes."""
+    if scored.targets.shape[1] != reference.targets.shape[1]:
+        raise ValueError(
+            f"{run.path} has {scored.targets.shape[1]} classes, {first.path} has "
+            f"{reference.targets.shape[1]}. Report them on pages of their own."
+        )
+    if sorted(scored.keys) != sorted(reference.keys):
+        return [f"{run.name} was scored on other clips than {first.name}: their figures aren't of one set"]
+    return []
 
 
 def _count(material: Material, options: ReportOptions) -> None:
@@ -200,17 +214,15 @@ def _count(material: Material, options: ReportOptions) -> None:
 def _positives(material: Material) -> dict[str, np.ndarray[Any, np.dtype[np.int64]]]:
     """Give the clips of each class (C,) in each split that is known; of the split shown those scored."""
     positives = {role: counts.by_class for role, counts in material.counts.items()}
-    main = next((scored for scored in material.scored if scored), None)
-    if main:
-        positives[material.role] = (main.targets != 0).sum(axis=0, dtype=np.int64)
+    if material.first:
+        positives[material.role] = (material.first[1].targets != 0).sum(axis=0, dtype=np.int64)
     return positives
 
 
 def _scored_on(material: Material) -> set[int]:
     """Give the numbers of clips that the runs were scored on."""
-    sizes = {len(scored.keys) for scored in material.scored if scored}
     counts = material.counts.get(material.role)
-    return sizes or ({counts.num_clips} if counts else set())
+    return material.sizes or ({counts.num_clips} if counts else set())
 
 
 def _trained_on(material: Material) -> set[int]:
@@ -232,8 +244,7 @@ def _trained_on(material: Material) -> set[int]:
 
 def _sizes(material: Material) -> dict[str, int]:
     sizes = {role: counts.num_clips for role, counts in material.counts.items()}
-    main = next((scored for scored in material.scored if scored), None)
-    return sizes | ({material.role: len(main.keys)} if main else {})
+    return sizes | ({material.role: len(material.first[1].keys)} if material.first else {})
 
 
 def _about(material: Material) -> str:
@@ -247,12 +258,13 @@ def _about(material: Material) -> str:
     return " · ".join(parts)
 
 
-def _name_classes(material: Material, main: Scored | None) -> list[dict[str, str]]:
+def _name_classes(material: Material) -> list[dict[str, str]]:
     """Give names and mids; numbers where neither checkpoint nor shards tell them."""
     classes = material.classes
     if classes:
         return [{"name": name, "mid": mid} for name, mid in zip(classes.names, classes.mids, strict=True)]
-    return [{"name": f"class {n}", "mid": ""} for n in range(main.targets.shape[1] if main else 0)]
+    num_classes = material.first[1].targets.shape[1] if material.first else 0
+    return [{"name": f"class {n}", "mid": ""} for n in range(num_classes)]
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -1,5 +1,7 @@
 import json
 import re
+import shutil
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -133,6 +135,28 @@ def test_runs_scored_on_other_clips_are_named(tmp_path: Path):
     examples = read_data(page)["examples"]
     known = [example["runs"][1] is not None for example in examples]
     assert known == [int(example["key"][4:]) < 20 for example in examples]
+
+
+def test_a_run_without_scores_may_come_first(tmp_path: Path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+    (a / "scores/eval.h5").unlink()
+    data = read_data(page_of(a, b))
+    assert [bool(run["ap"]) for run in data["runs"]] == [False, True]
+    assert data["examples"]
+    assert all(one["runs"][0] is None and one["runs"][1]["scores"] for one in data["examples"])
+
+
+def test_the_scores_of_one_run_are_held_at_a_time(tmp_path: Path):
+    size = 4000 * 30 * 4
+    runs = [write_run(tmp_path / "r0", classes=make_classes(30), clips=4000, epochs=1)]
+    runs += [shutil.copytree(runs[0], tmp_path / f"r{n}") for n in range(1, 5)]
+    peaks = []
+    for paths in (runs[:1], runs):
+        tracemalloc.start()
+        page_of(*paths)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 3 * size  # of four more runs, with two scores each
 
 
 def test_what_happened_in_a_run_is_told(tmp_path: Path):
