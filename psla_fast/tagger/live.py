@@ -53,20 +53,22 @@ def tag_live(
     last part of a hop. Raises ValueError for an audio file's bytes, and where nothing comes at all.
     """
     cut, rate = tagger.cut, tagger.sample_rate
-    held, num_samples, tagged = np.empty(0, np.float32), 0, 0
+    parts = [np.empty(0, np.float32)]  # the last window and hop, then what came since
+    num_samples = tagged = 0
     for block in resample_blocks(_read_blocks(read, pcm, source), pcm.rate, rate, source):
         for start in range(0, len(block), cut.hop_samples):  # a large block holds several hops
-            held = np.concatenate([held, block[start : start + cut.hop_samples]])
-            num_samples += len(block[start : start + cut.hop_samples])
-            while num_samples - tagged >= cut.hop_samples:
+            parts.append(block[start : start + cut.hop_samples])
+            num_samples += len(parts[-1])
+            if num_samples - tagged >= cut.hop_samples:
                 tagged += cut.hop_samples
+                held = np.concatenate(parts)
                 end = len(held) - (num_samples - tagged)
                 yield _tag_window(tagger, held[:end], tagged, source)
-            held = held[-cut.clip_samples - cut.hop_samples :]
+                parts = [held[-cut.clip_samples - cut.hop_samples :]]
     if not num_samples:
         raise ValueError(f"{source} holds no sample. Pipe raw PCM into it, as of arecord -t raw.")
     if num_samples > tagged:
-        yield _tag_window(tagger, held, num_samples, source)
+        yield _tag_window(tagger, np.concatenate(parts), num_samples, source)
 
 
 def _tag_window(tagger: Tagger, held: Waveform, num_samples: int, source: str) -> Tagging:

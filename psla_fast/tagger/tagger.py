@@ -13,6 +13,8 @@ import numpy.typing as npt
 from psla_fast.checkpoint import load_checkpoint
 from psla_fast.distributed import DeviceName
 from psla_fast.evaluate import Precision
+from psla_fast.models import check_input
+from psla_fast.models.probing import first_line
 from psla_fast.tagger.feed import End, feed_windows
 from psla_fast.tagger.recordings import Recording, Sound, find_recordings
 from psla_fast.tagger.results import Failure, Tagging, Timeline
@@ -39,13 +41,25 @@ class Tagger:
         thresholds: Thresholds = None,
         windowing: Windowing = Windowing(),  # noqa: B008 - frozen
     ) -> None:
-        """Take a model that is ready; ValueError where thresholds don't fit it."""
+        """Take a model that is ready; ValueError where thresholds or windows don't fit it."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; give 1 or more.")
         self.scorer, self.card, self.classes = scorer, scorer.card, scorer.card.classes
         self.batch_size, self.windowing = batch_size, windowing
         self.thresholds = resolve_thresholds(thresholds, self.classes)
         self.cut = Cut.of(windowing, self.card.input, self.card.fbank, scorer.grid)
+        if windowing.seconds is not None:
+            self._check_window(windowing.seconds)
+
+    def _check_window(self, seconds: float) -> None:
+        try:
+            check_input(self.scorer.model, self.card.input.num_mels, self.cut.shapes, len(self.classes))
+        except ValueError as error:
+            reason = first_line(error.__cause__ or error)
+            raise ValueError(
+                f"a window of {seconds:g} seconds is not for this network ({reason}). Give a longer one, or "
+                f"none for the {self.card.input.clip_frames} frames of its training."
+            ) from error
 
     @classmethod
     def from_checkpoint(

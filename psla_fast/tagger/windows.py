@@ -14,6 +14,9 @@ from psla_fast.augment import InputSpec
 from psla_fast.fbank import FbankConfig, compute_fbank
 from psla_fast.models import TimeGrid
 
+ROUNDING = 1e-6  # 320 · (1 - .9) / 16 is a little below 2 in floating point
+FEWEST_SAMPLES = 1 << 14  # to append at a time
+
 
 @dataclass(frozen=True)
 class Windowing:
@@ -55,7 +58,7 @@ class Cut:
             clip_frames = max(1, round(windowing.seconds * 1000 / fbank.frame_shift_ms))
             shapes = (clip_frames,)
         step = min(grid.stride, clip_frames)
-        hop_steps = math.floor(clip_frames * (1 - windowing.overlap) / step)
+        hop_steps = math.floor(clip_frames * (1 - windowing.overlap) / step + ROUNDING)
         hop = max(1, min(hop_steps, grid.count_steps(clip_frames))) * step
         return cls(fbank, clip_frames, hop, step, shapes)
 
@@ -87,17 +90,31 @@ def make_window(start_frame: int, waveform: Waveform, fbank: FbankConfig) -> Win
     return Window(start_frame, compute_fbank(torch.from_numpy(centre(waveform)), fbank))
 
 
+def _join(blocks: Iterable[Waveform], num_samples: int) -> Iterator[Waveform]:
+    """Join small blocks to ones of num_samples or more, as each append to a window copies all of it."""
+    parts: list[Waveform] = []
+    total = 0
+    for block in blocks:
+        parts.append(block)
+        total += len(block)
+        if total >= num_samples:
+            yield np.concatenate(parts) if len(parts) > 1 else block
+            parts, total = [], 0
+    if parts:
+        yield np.concatenate(parts)
+
+
 def cut_windows(blocks: Iterable[Waveform], cut: Cut) -> Iterator[Window | int]:
     """Cut a waveform that comes in blocks (samples,) into windows; last comes its number of samples.
 
     What fits one window is one, with the fbank of a packed clip. Of a longer waveform every window's own mean
     is subtracted; the last one begins earlier than a hop after the one before, so that it is full but for
-    less than a time step. At most a window, a hop and a block are held.
+    less than a time step. At most a window and a quarter, a hop and two blocks are held.
     """
     shift = cut.fbank.shift_samples
     held = np.empty(0, np.float32)  # from the last window's start on
     held_from = num_samples = next_at = 0  # a frame; samples; the next window's start in `held`
-    for block in blocks:
+    for block in _join(blocks, max(FEWEST_SAMPLES, cut.clip_samples // 4)):
         held, num_samples = np.concatenate([held, block]), num_samples + len(block)
         while len(held) - next_at >= cut.clip_samples + shift:  # a frame more than the window has
             held, held_from = held[next_at:], held_from + next_at // shift

@@ -265,6 +265,13 @@ def test_a_fault_of_ours_in_a_decoding_thread_is_raised(tiny: Path, monkeypatch:
         load(tiny)(make_noise(0.5), 16000)
 
 
+def test_a_window_too_short_for_the_network_is_refused(tmp_path: Path):
+    path = save_model(tmp_path / "strided.pt", "tagger-strided", 208)
+    with pytest.raises(ValueError, match=r"a window of 0.5 seconds is not for this network \(.*longer one"):
+        load(path, windowing=Windowing(seconds=0.5))
+    assert load(path, windowing=Windowing(seconds=1)).cut.clip_frames == 100
+
+
 def test_settings_out_of_range_are_refused(tiny: Path):
     with pytest.raises(ValueError, match="batch_size is 0; give 1 or more"):
         load(tiny, batch_size=0)

@@ -83,6 +83,21 @@ def test_windows_are_the_same_in_blocks_of_any_size(block: int):
 def test_a_hop_is_rounded_down_to_time_steps_and_is_one_at_least():
     assert [make_cut(overlap=x).hop_frames for x in (0.0, 0.3, 0.5, 0.9)] == [96, 64, 32, 32]
     assert make_cut(clip_frames=20, step_frames=32).hop_frames == 20
+    assert make_cut(320, 0.9, 16).hop_frames == 32  # 320 · (1 - .9) / 16 is 1.9999999999999996
+
+
+def test_tiny_blocks_are_appended_to_a_long_window_in_large_ones(monkeypatch: pytest.MonkeyPatch):
+    copied, concatenate = 0, np.concatenate
+
+    def count(arrays: list[Waveform]) -> Waveform:
+        nonlocal copied
+        copied += sum(map(len, arrays))
+        return concatenate(arrays)
+
+    monkeypatch.setattr(np, "concatenate", count)
+    waveform = noise(480_000)
+    cut_all(waveform, make_cut(2400), 371)
+    assert copied < 8 * len(waveform)  # block by block, it is 600 times
 
 
 def test_a_window_is_padded_to_the_smallest_bucket_that_holds_it():
