@@ -22,6 +22,7 @@ from psla_fast.tagger.recordings import find_recordings
 
 CHECKPOINT_VARIABLE = "PSLA_FAST_CHECKPOINT"
 COLUMNS = ("source", "start_seconds", "seconds", "rank", "index", "mid", "name", "score", "above_threshold")
+MOST_BYTES = 200  # of a picture's name; file systems take 255, some fewer, and writing adds a suffix
 PICTURED, MOST_PICTURED = 10, 40  # classes of a timeline
 Results = Generator[Tagging | Failure, None, None] | Generator[Timeline | Failure, None, None]
 
@@ -109,6 +110,8 @@ def _check(command: TagCommand) -> None:
         raise ValueError(
             "- is live and stands alone, without other files and --timeline. Name files instead."
         )
+    if command.timeline and command.timeline.suffix.lower() != ".png":
+        raise ValueError(f"--timeline {command.timeline} is no PNG by its name; give one that ends in .png.")
     if command.timeline and (command.timeline.is_dir() or not command.timeline.absolute().parent.is_dir()):
         raise ValueError(f"--timeline {command.timeline}: give a file in a folder that is there.")
 
@@ -144,15 +147,18 @@ def _tag_files(
 
 
 def _name_pictures(out: Path, paths: list[Path]) -> list[Path]:
-    """Give OUT for one file; of several OUT_NAME.png, numbered where two have one name."""
+    """Give OUT for one file; of several OUT_NAME.png, long names cut, numbered where two have one name."""
     if len(paths) == 1:
         return [out]
     taken: dict[Path, None] = {}
     for path in paths:
-        picture, number = out.with_name(f"{out.stem}_{path.stem}{out.suffix}"), 1
+        stem, number = f"{out.stem}_{path.stem}", 1
+        while len(os.fsencode(stem)) > MOST_BYTES:
+            stem = stem[:-1]
+        picture = out.with_name(f"{stem}{out.suffix}")
         while picture in taken:
             number += 1
-            picture = out.with_name(f"{out.stem}_{path.stem}_{number}{out.suffix}")
+            picture = out.with_name(f"{stem}_{number}{out.suffix}")
         taken[picture] = None
     return list(taken)
 

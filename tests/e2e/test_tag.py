@@ -115,6 +115,16 @@ def test_timelines_are_drawn_one_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
 
 
+def test_names_too_long_for_a_picture_are_cut_and_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    files = [write_noise(tmp_path / f"{'ä' * 120}{i}.wav", 0.2) for i in (1, 2)]  # 245 bytes
+    assert tag(*files, "--timeline", tmp_path / "out.png", "--json") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    stem = "out_" + "ä" * 98
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"{stem}.png", f"{stem}_2.png"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -124,6 +134,11 @@ def test_timelines_are_drawn_one_a_file(tmp_path: Path, capsys: pytest.CaptureFi
         (["-", "a.wav"], "- is live and stands alone"),
         (["-", "--timeline", "x.png"], "- is live and stands alone"),
         (["a.wav", "--timeline", "nowhere/x.png"], "give a file in a folder that is there"),
+        (
+            ["a.wav", "--timeline", "o.xyz"],
+            "--timeline o.xyz is no PNG by its name; give one that ends in .png",
+        ),
+        (["a.wav", "--timeline", "o"], "--timeline o is no PNG by its name"),
         (["a.wav", "--overlap", "1"], "an overlap of 1 can't be cut; give 0 to 0.95"),
         (["a.wav", "--window-seconds", "0"], "a window of 0 seconds can't be cut"),
         (["a.wav", "--batch-size", "0"], "batch_size is 0; give 1 or more"),
