@@ -1,6 +1,7 @@
 """HubTagger: a folder of the Hugging Face Hub, or a repository on it, as a network: extra `export`."""
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,16 @@ class HubTagger(nn.Module, PyTorchModelHubMixin):
     def score_waveforms(self, waveform: Tensor) -> Tensor:
         """Score waveforms (B, S) in [-1, 1] at the card's sample rate, whole: (B, C).
 
-        Shorter ones than the clips of training are padded as there.
+        Shorter ones than the clips of training are padded as there. The scores are where the model is, and
+        the waveforms may be elsewhere.
         """
-        scorer = WaveformScorer(FbankScorer(self.model, self.card.input), self.card.fbank)
-        scores: Tensor = scorer.to(waveform.device)(waveform)
+        device = next(self.model.parameters()).device
+        scores: Tensor = self._scorer.to(device)(waveform.to(device))
         return scores
+
+    @cached_property  # past nn.Module's own attributes: state_dict holds the model once
+    def _scorer(self) -> WaveformScorer:
+        return WaveformScorer(FbankScorer(self.model, self.card.input), self.card.fbank)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_hub_folder(save_directory, self.card, self.model.state_dict(), self.epoch)
