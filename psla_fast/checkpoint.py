@@ -119,10 +119,12 @@ def save_safetensors(
 ) -> None:
     """Write weights as safetensors, and the card and the epoch as JSON: last, so that it tells of both.
 
-    Tensors that share memory are written one by one. The file holds a checksum of its tensors besides.
+    Tensors that share memory are written one by one. The file holds a checksum of its tensors besides. Raises
+    ValueError for a `config` that is there and is no card.
     """
     from safetensors.torch import save
 
+    check_replaceable(config)
     whole = {
         name: value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
         for name, value in state.items()
@@ -132,6 +134,20 @@ def save_safetensors(
     write_atomically(weights, save(whole, {"sha256_of_tensors": _hash_tensors(whole)}))
     plain = json.dumps({**card.to_plain(), "epoch": epoch}, indent=2, ensure_ascii=False)
     write_atomically(config, f"{plain}\n".encode())
+
+
+def check_replaceable(config: Path) -> None:
+    """Raise ValueError where a file is in a card's place that isn't one: it is someone's own."""
+    if not config.exists():
+        return
+    try:
+        plain = json.loads(config.read_bytes())
+    except (ValueError, IsADirectoryError):  # ValueError: also what isn't UTF-8
+        plain = None
+    if not isinstance(plain, dict) or not {"version", "model_config"} <= plain.keys():
+        raise ValueError(
+            f"{config}, where the model's card goes, is there and is no card. Move it, or give another name."
+        )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -37,10 +37,12 @@ class Exported(NamedTuple):
 def export_checkpoint(path: Path, kind: Format, out: Path, with_fbank: bool = False) -> Exported:
     """Export a checkpoint; with_fbank puts the log-mels' computation into the file: it takes waveforms.
 
-    Raises ValueError for an `out` of another format, a network that the format can't hold, and where the
-    scores of what was written are too far from the checkpoint's; then no file, or no config, is left.
+    Raises ValueError for an `out` of another format or that is the checkpoint itself, a network that the
+    format can't hold, and where the scores of what was written are too far from the checkpoint's; then no
+    file, or no config, is left.
     """
     check_target(kind, out, with_fbank)
+    _check_source(path, kind, out)
     checkpoint = load_checkpoint(path)
     if kind in ("safetensors", "hub"):
         return _export_weights(checkpoint, kind, out)
@@ -81,12 +83,11 @@ def check_target(kind: Format, out: Path, with_fbank: bool) -> None:
 
 def _export_weights(checkpoint: Checkpoint, kind: Format, out: Path) -> Exported:
     contents = checkpoint.card, checkpoint.state, checkpoint.epoch
+    weights, config = _weights_and_config(out, is_folder=kind == "hub")
     if kind == "hub":
         save_hub_folder(out, *contents)
-        files = [out / name for name in (README, HUB_WEIGHTS, HUB_CONFIG)]
     else:
-        files = [out, out.with_suffix(".json")]
-        save_safetensors(out, files[-1], *contents)
+        save_safetensors(weights, config, *contents)
     model, spec = load_checkpoint(out).build(), checkpoint.card.input
 
     def run(fbank: Tensor, num_frames: Tensor | None = None) -> Tensor:
@@ -97,9 +98,27 @@ def _export_weights(checkpoint: Checkpoint, kind: Format, out: Path) -> Exported
     try:
         _check_difference(difference, kind, out)
     except ValueError:
-        files[-1].unlink()
+        config.unlink()
         raise
-    return Exported(tuple(files), difference, {kind: run})
+    files = (out / README, weights, config) if kind == "hub" else (weights, config)
+    return Exported(files, difference, {kind: run})
+
+
+def _weights_and_config(path: Path, is_folder: bool) -> tuple[Path, Path]:
+    if is_folder:
+        return path / HUB_WEIGHTS, path / HUB_CONFIG
+    return path, path.with_suffix(".json")
+
+
+def _check_source(path: Path, kind: Format, out: Path) -> None:
+    """Raise ValueError where an export would replace the files it is made of."""
+    source, target = {path}, {out}
+    if path.is_dir() or path.suffix == ".safetensors":
+        source = set(_weights_and_config(path, path.is_dir()))
+    if kind in ("safetensors", "hub"):
+        target = set(_weights_and_config(out, kind == "hub"))
+    if {file.resolve() for file in source} & {file.resolve() for file in target}:
+        raise ValueError(f"--out {out} is the checkpoint itself. Give another name.")
 
 
 def _check_difference(difference: Difference, kind: Format, out: Path) -> None:
@@ -107,7 +126,11 @@ def _check_difference(difference: Difference, kind: Format, out: Path) -> None:
     if kind == "int8":
         what, got, limit = "mean", difference.mean, LARGEST_MEAN_OF_INT8
     if not got <= limit:  # of NaN nothing is true
+        written = f"{out} was not written"
+        if kind in ("safetensors", "hub"):
+            weights, config = _weights_and_config(out, kind == "hub")
+            written = f"{weights} was written, but not {config.name}, so that nothing loads it"
         raise ValueError(
-            f"{out} was not written: the {what} difference of its scores from the checkpoint's is {got:.2g}, "
+            f"{written}: the {what} difference of its scores from the checkpoint's is {got:.2g}, "
             f"above {limit:g}. Export another format."
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from psla_fast.checkpoint import HUB_CONFIG, HUB_WEIGHTS, Card, save_safetensors
+from psla_fast.checkpoint import HUB_CONFIG, HUB_WEIGHTS, Card, check_replaceable, save_safetensors
 from psla_fast.files import write_atomically
 
 README = "README.md"
@@ -14,10 +14,12 @@ README = "README.md"
 def save_hub_folder(folder: Path, card: Card, state: Mapping[str, Tensor], epoch: int) -> None:
     """Write a folder that `load_checkpoint` and `HubTagger.from_pretrained` read; its config comes last.
 
-    A README.md that is there stays as it is, as huggingface_hub has it.
+    A README.md that is there stays as it is, as huggingface_hub has it. Raises ValueError for a file, and
+    for a folder with another program's config.
     """
     if folder.is_file():
         raise ValueError(f"{folder} is a file. Give a folder.")
+    check_replaceable(folder / HUB_CONFIG)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HUB_CONFIG).unlink(missing_ok=True)  # it would tell of other weights
     if not (folder / README).exists():

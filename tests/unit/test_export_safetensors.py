@@ -53,6 +53,44 @@ def test_two_exports_are_the_same_bytes_and_others_may_read_them(exported: Path,
     assert len(modes) == 1
 
 
+@pytest.mark.parametrize("content", ['["Dog"]', "Dog, Cat", '{"version": 1, "labels": ["Dog"]}', b"\xff"])
+def test_a_json_file_of_someone_s_own_is_not_replaced_by_the_card(tmp_path: Path, content: str | bytes):
+    write_checkpoint(tmp_path / "c.pt")
+    wanted = content.encode() if isinstance(content, str) else content
+    for kind, out, name in (("safetensors", "m.safetensors", "m.json"), ("hub", "hub", "hub/config.json")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(wanted)
+        before = set(tmp_path.rglob("*"))
+        with pytest.raises(
+            ValueError, match=rf"{name}, where the model's card goes, .* is no card\. Move it"
+        ):
+            export_checkpoint(tmp_path / "c.pt", kind, tmp_path / out)
+        assert (tmp_path / name).read_bytes() == wanted
+        assert set(tmp_path.rglob("*")) == before
+
+
+def test_an_export_replaces_its_own_card_and_never_what_it_is_made_of(exported: Path, tmp_path: Path):
+    card = exported.with_suffix(".json")
+    card.write_text(json.dumps({**json.loads(card.read_text()), "epoch": 99}))
+    write_checkpoint(tmp_path / "c.pt")
+    export_checkpoint(tmp_path / "c.pt", "safetensors", exported)
+    assert load_checkpoint(exported).epoch == 5
+    export_checkpoint(exported, "hub", tmp_path / "hub")
+    (tmp_path / "link").symlink_to(tmp_path / "hub")
+    sources = {path: path.read_bytes() for path in (exported, card, *(tmp_path / "hub").iterdir())}
+    hub = tmp_path / "hub"
+    for path, kind, out in (
+        (exported, "safetensors", tmp_path / "link/../m.safetensors"),
+        (hub, "hub", tmp_path / "link"),
+        (hub, "safetensors", hub / "model.safetensors"),
+        (hub, "safetensors", hub / "config.safetensors"),
+        (hub / "model.safetensors", "hub", hub),
+    ):
+        with pytest.raises(ValueError, match=r"is the checkpoint itself\. Give another name"):
+            export_checkpoint(path, kind, out)
+    assert {path: path.read_bytes() for path in (exported, card, *hub.iterdir())} == sources
+
+
 @pytest.mark.parametrize("at", [0, 9, b"backbone", b"F32", -20000, -1])
 def test_a_changed_byte_of_sizes_names_types_or_values_is_found(exported: Path, at: int | bytes):
     content = bytearray(exported.read_bytes())
