@@ -102,7 +102,7 @@ def _write_out_sigmoids(graph: Any) -> None:
     import onnx
 
     scaling = {name for node in graph.node if node.op_type == "Mul" for name in node.input}
-    one = onnx.numpy_helper.from_array(np.array(1, dtype=np.float32), "one")
+    one = onnx.numpy_helper.from_array(np.array(1, dtype=np.float32), "psla_fast_one")
     nodes: list[Any] = []
     for node in graph.node:
         out = node.output[0]
@@ -116,6 +116,7 @@ def _write_out_sigmoids(graph: Any) -> None:
             onnx.helper.make_node("Add", [names[2], one.name], names[3:]),
             onnx.helper.make_node("Reciprocal", names[3:], [out]),
         ]
-    graph.initializer.append(one)
+    if len(nodes) > len(graph.node):
+        graph.initializer.append(one)
     del graph.node[:]
     graph.node.extend(nodes)

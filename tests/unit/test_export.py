@@ -13,12 +13,21 @@ from torch import Tensor
 from torch.nn import functional
 
 import psla_fast.export.engine as engine
+import psla_fast.export.scorer as scorer
 from psla_fast.augment import pad_and_normalise
 from psla_fast.checkpoint import Checkpoint, load_checkpoint
 from psla_fast.export import HubTagger, export_checkpoint
-from psla_fast.export.check import BATCHES, Difference, Run, compare, find_length, make_waveforms
+from psla_fast.export.check import (
+    BATCHES,
+    Difference,
+    Run,
+    compare,
+    compute_exactly,
+    find_length,
+    make_waveforms,
+)
 from psla_fast.export.int8 import quantise
-from psla_fast.export.onnx_file import build_onnx, open_onnx
+from psla_fast.export.onnx_file import _write_out_sigmoids, build_onnx, open_onnx
 from psla_fast.export.program import input_names, load_program, quiet, save_program, trace
 from psla_fast.export.scorer import build_scorer
 from psla_fast.fbank import LOG_FLOOR_POWER, compute_fbank
@@ -110,7 +119,7 @@ def test_with_the_fbank_exported_graphs_score_waveforms_of_any_length(
     generator = torch.Generator().manual_seed(1)
     for num_clips, num_samples in ((1, 1), (2, 399), (1, 559), (3, 6000), (2, 30000)):
         waveform = 0.1 * torch.randn(num_clips, num_samples, generator=generator) + 0.2
-        fbank = compute_fbank(waveform - waveform.mean(dim=1, keepdim=True), checkpoint.card.fbank)
+        fbank = compute_exactly(waveform, checkpoint.card.fbank)
         num_frames = torch.full((num_clips,), fbank.shape[1])
         wanted = reference(checkpoint, fbank, num_frames, find_length(fbank.shape[1], checkpoint.card.input))
         for run in runs:
@@ -122,7 +131,9 @@ def test_the_graph_s_log_mels_are_those_of_compute_fbank_and_silence_is_the_floo
     waveform = torch.cat([torch.zeros(1, 4000), torch.randn(1, 12000)], dim=1)
     num_frames = scorer.config.num_frames(16000)
     found = scorer._compute_fbank(waveform, num_frames)
-    torch.testing.assert_close(found, compute_fbank(waveform, scorer.config), rtol=0, atol=1e-3)
+    centred = waveform - waveform.mean()
+    torch.testing.assert_close(found, compute_fbank(centred, scorer.config), rtol=0, atol=0.01)
+    torch.testing.assert_close(found, compute_exactly(waveform, scorer.config), rtol=0, atol=1e-5)
     assert found[0, 0].exp().allclose(torch.tensor(LOG_FLOOR_POWER))
 
 
@@ -150,6 +161,16 @@ def test_an_efficientnet_b0_is_exported_to_onnx_and_int8():
     assert "ConvInteger" not in operators
     assert len(small.SerializeToString()) < 0.4 * len(model.SerializeToString())
     assert [entry.key for entry in small.metadata_props] == ["card", "class_names", "class_mids"]
+
+
+def test_the_number_one_is_in_a_model_where_a_sigmoid_is_written_out(graph_of: Callable[[str], Graph]):
+    _, attention, _ = graph_of("4 heads")
+    names = [entry.name for entry in attention.graph.initializer]
+    assert names.count("psla_fast_one") == 1
+    nodes = [onnx.helper.make_node("Relu", ["one"], ["scores"])]
+    graph = onnx.helper.make_graph(nodes, "plain", [], [])
+    _write_out_sigmoids(graph)
+    assert (len(graph.node), len(graph.initializer)) == (1, 0)
 
 
 def test_int8_changes_scores_little_and_leaves_the_front_end_exact(graph_of: Callable[[str], Graph]):
@@ -209,8 +230,17 @@ def test_scores_too_far_from_the_checkpoint_s_are_one_line_and_leave_nothing_to_
         return compare(lambda *inputs: run(*inputs) + 2e-4, checkpoint, with_fbank)
 
     monkeypatch.setattr(engine, "compare", compare_worse)
-    with pytest.raises(ValueError, match=r"largest difference .* is 0\.0002, above 0\.0001"):
+    written = {
+        "onnx": r"out\.onnx was not written",
+        "safetensors": r"out\.safetensors was written, but not out\.json, so that nothing loads it",
+        "hub": r"out/model\.safetensors was written, but not config\.json, so that nothing loads it",
+    }
+    message = rf"{written[kind]}: the largest difference .* is 0\.0002, above 0\.0001"
+    with pytest.raises(ValueError, match=message):
         export_checkpoint(path, kind, out)
+    assert [name for name in ("out.onnx", "out.safetensors", "out") if (tmp_path / name).exists()] == (
+        [] if kind == "onnx" else [out.name]
+    )
     with pytest.raises(ValueError, match="not found"):
         load_checkpoint(out)
 
@@ -262,7 +292,7 @@ def test_a_hub_tagger_scores_waveforms_and_refuses_other_weights(tmp_path: Path)
     export_checkpoint(tmp_path / "c.pt", "hub", tmp_path / "hub")
     tagger = hub_tagger(tmp_path / "hub")
     waveform = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
-    fbank = compute_fbank(waveform - waveform.mean(dim=1, keepdim=True), checkpoint.card.fbank)
+    fbank = compute_exactly(waveform, checkpoint.card.fbank)
     wanted = reference(checkpoint, fbank, torch.full((2,), fbank.shape[1]), 64)
     torch.testing.assert_close(tagger.score_waveforms(waveform), wanted, rtol=0, atol=1e-5)
     config = json.loads((tmp_path / "hub/config.json").read_text())
@@ -273,6 +303,32 @@ def test_a_hub_tagger_scores_waveforms_and_refuses_other_weights(tmp_path: Path)
     (tmp_path / "hub/config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"config\.json is not a psla_fast checkpoint"):
         hub_tagger(tmp_path / "hub")
+
+
+def test_a_hub_tagger_scores_where_its_model_is_and_builds_the_front_end_once(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Mean(torch.nn.Linear):
+        mask_padding = True
+
+        def forward(self, fbank: Tensor, num_frames: Tensor) -> Tensor:  # type: ignore[override]
+            assert num_frames.device == fbank.device == self.weight.device
+            return super().forward(fbank.sum(dim=1) / num_frames[:, None])
+
+    tagger = HubTagger(**make_checkpoint(spec=with_buckets(20, 100)).card.to_plain()).eval()
+    tagger.model = Mean(128, 4)  # networks of this package have autocast, which isn't for "meta"
+    names, front_end, built = list(tagger.state_dict()), scorer._front_end, []
+    monkeypatch.setattr(scorer, "_front_end", lambda of: built.append(of) or front_end(of))
+    waveform = 0.1 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(tagger.score_waveforms(waveform), tagger.score_waveforms(waveform))
+    assert built == [tagger.card.fbank]
+    assert list(tagger.state_dict()) == names
+    elsewhere = tagger.to("meta")  # a device on which what was left on the CPU is refused
+    for where in ("cpu", "meta"):
+        scores = elsewhere.score_waveforms(waveform.to(where))
+        assert (scores.device.type, scores.shape) == ("meta", (2, 4))
+        assert {value.device.type for value in elsewhere.parameters()} == {"meta"}
+    assert len(built) == 1
 
 
 def test_without_huggingface_hub_the_tagger_names_the_extra(monkeypatch: pytest.MonkeyPatch):
