@@ -47,7 +47,7 @@ class WaveformScorer(nn.Module):
     """Waveforms (B, S) of any length -> scores (B, C): `compute_fbank`, of what every format has.
 
     The Fourier transform is a product with its matrix. Frames are transformed in float64: float32's rounding,
-    that of `compute_fbank` as well, shifts the log of mels far below their frame's power by up to .006 on real
+    `compute_fbank`'s as well, shifts the log of mels far below their frame's power by up to .006 on real
     recordings, and scores by up to 4e-4; this way by 1e-6.
     """
 
