@@ -32,7 +32,7 @@ def compare(run: Run, checkpoint: Checkpoint, with_fbank: bool) -> Difference:
     model, card = checkpoint.build(), checkpoint.card
     differences = []
     for waveform in make_waveforms(card):
-        fbank = compute_fbank(waveform - waveform.mean(dim=1, keepdim=True), card.fbank)
+        fbank = compute_exactly(waveform, card.fbank)
         num_frames = torch.full((len(fbank),), fbank.shape[1])
         inputs: tuple[Tensor, ...] = (waveform,) if with_fbank else (fbank,)
         if getattr(model, "mask_padding", False) and not with_fbank:
@@ -41,6 +41,12 @@ def compare(run: Run, checkpoint: Checkpoint, with_fbank: bool) -> Difference:
         differences.append((run(*inputs) - score_padded(model, fbank, num_frames, card.input)).abs())
     values = torch.cat([difference.flatten() for difference in differences])
     return Difference(values.max().item(), values.mean().item())
+
+
+def compute_exactly(waveform: Tensor, config: FbankConfig) -> Tensor:
+    """Compute log-mels (B, T, F) of waveforms (B, S), their mean removed, in float64; float32 comes out."""
+    exact = waveform.double()
+    return compute_fbank(exact - exact.mean(dim=1, keepdim=True), config).float()
 
 
 @torch.inference_mode()

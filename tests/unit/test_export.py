@@ -93,21 +93,16 @@ def reference(checkpoint: Checkpoint, fbank: Tensor, num_frames: Tensor, length:
         return model(pad_and_normalise(padded, num_frames, checkpoint.card.input), *lengths)
 
 
-@pytest.mark.parametrize("name", ["4 heads", "1 head, masked, buckets"])
-def test_exported_graphs_score_log_mels_as_evaluation_does(name: str, graph_of: Callable[[str], Graph]):
-    checkpoint, _, runs = graph_of(name)
+def test_exported_graphs_score_log_mels_as_evaluation_does(graph_of: Callable[[str], Graph]):
+    checkpoint, _, runs = graph_of("1 head, masked, buckets")
     generator = torch.Generator().manual_seed(0)
     for num_clips, frames in SIZES:
         fbank = torch.randn(num_clips, frames, 128, generator=generator) * 4 - 8
-        num_frames = torch.full((num_clips,), frames)
-        inputs: tuple[Tensor, ...] = (fbank,)
-        if checkpoint.card.model.mask_padding:
-            num_frames = num_frames - torch.arange(num_clips) * 9
-            inputs = (fbank, num_frames)
-        lengths = [length for length in checkpoint.card.input.buckets or (64,) if length >= frames]
+        num_frames = frames - torch.arange(num_clips) * 9
+        lengths = [length for length in checkpoint.card.input.buckets if length >= frames]
         wanted = reference(checkpoint, fbank, num_frames, min(lengths, default=frames))
         for run in runs:
-            torch.testing.assert_close(run(*inputs), wanted, rtol=0, atol=1e-5)
+            torch.testing.assert_close(run(fbank, num_frames), wanted, rtol=0, atol=1e-5)
         assert wanted.std() > 0.01
 
 
@@ -176,7 +171,8 @@ def test_the_number_one_is_in_a_model_where_a_sigmoid_is_written_out(graph_of: C
 def test_int8_changes_scores_little_and_leaves_the_front_end_exact(graph_of: Callable[[str], Graph]):
     checkpoint, model, (before, _) = graph_of("waveforms, 4 heads")
     small = quantise(model)
-    kept = {entry.name for entry in small.graph.initializer if entry.data_type == onnx.TensorProto.FLOAT}
+    exact = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+    kept = {entry.name for entry in small.graph.initializer if entry.data_type in exact}
     assert {"fourier", "banks"} <= kept
     assert sum(node.op_type == "MatMulInteger" for node in small.graph.node) == 2  # pointwise, heads
     after = open_onnx(small.SerializeToString(), 1)
