@@ -132,13 +132,11 @@ def main() -> None:
         spread = [f" ± {np.std(column, ddof=1):.3f}" if len(column) > 1 else "" for column in columns]
         rows.append([row, *(f"{np.mean(c):.3f}{s}" for c, s in zip(columns, spread, strict=True))])
     print_table(["eval mAP of the new classes", "best epoch", "weights averaged", "ensembled"], rows)
-    means = {
-        row: np.mean([results["weights"] for results in seeds.values()]) for row, seeds in values.items()
-    }
-    least = means[FROM_NOTHING]
+    means = {row: np.mean([one["weights"] for one in seeds.values()]) for row, seeds in values.items()}
+    ratios = {f"{row} / nothing": round(float(mean / means[FROM_NOTHING]), 4) for row, mean in means.items()}
     record = {
         "benchmark": "finetune",
-        "ratios": {f"{row} / nothing": round(float(mean / least), 4) for row, mean in means.items()},
+        "ratios": ratios,
         "by_row_and_seed": values,
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "config": asdict(config),
