@@ -1,6 +1,7 @@
 """Server: an application on a socket, by uvicorn, with patience for slow clients that ends."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -143,8 +144,8 @@ def serve(app: FastAPI, bound: socket.socket, ready: str, url: str = "") -> None
     """Answer requests until Ctrl-C or SIGTERM; requests that run then have five seconds."""
     server = build_server(app, ready, url)
     try:
-        server.run(sockets=[bound])
-    except KeyboardInterrupt:
-        print("\nstopped", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):  # none comes where our parent ignores Ctrl-C
+            server.run(sockets=[bound])
     finally:
         bound.close()
+    print("\nstopped", flush=True)

@@ -82,7 +82,7 @@ def test_a_run_killed_while_it_saves_each_step_goes_on_at_that_step(
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize(("seed", "minutes", "calls"), [(0, "10", 14000), (1, "0", 9000)])
+@pytest.mark.parametrize(("seed", "minutes", "calls"), [(0, "10", 14000), (1, "0", 12000)])
 def test_a_run_killed_at_random_again_and_again_ends_like_an_uninterrupted_one(
     nursery: Nursery, shards: Path, whole: Path, tmp_path: Path, seed: int, minutes: str, calls: int
 ):
